@@ -1,0 +1,110 @@
+//! nat-agent: follows a configuration and programs the data plane.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use nat_agent::{
+    bpf::pins::{DEFAULT, Pins},
+    config, nft, run,
+};
+use tracing_subscriber::EnvFilter;
+
+/// Gives clients a stable egress address, translated in eBPF.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Arguments {
+    /// Configuration file (YAML); it is watched, and changes apply live.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Directory on a BPF file system for maps and links: one for each agent.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT, global = true)]
+    bpffs: PathBuf,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Says whether a configuration file would be accepted, and changes nothing.
+    Check {
+        /// Configuration file (YAML).
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Removes everything that nat-agent made: programs, maps, netfilter rule. Ends all sessions.
+    Detach,
+}
+
+fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_env("NAT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    match act(Arguments::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("nat-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn act(arguments: Arguments) -> Result<ExitCode> {
+    let pins = Pins::new(arguments.bpffs);
+    match (arguments.command, arguments.config) {
+        (Some(Command::Check { config }), _) => Ok(check(&config)),
+        (Some(Command::Detach), _) => detach(&pins).map(|()| ExitCode::SUCCESS),
+        (None, Some(file)) => {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .context("start the runtime")?;
+            runtime
+                .block_on(run::run(&file, &pins))
+                .map(|()| ExitCode::SUCCESS)
+        }
+        (None, None) => {
+            anyhow::bail!("--config FILE is missing; docs/configuration.md describes the file")
+        }
+    }
+}
+
+fn check(file: &std::path::Path) -> ExitCode {
+    match config::load(file) {
+        Ok(snapshot) => {
+            println!(
+                "{}: fine: {} pools, {} clients",
+                file.display(),
+                snapshot.pools.len(),
+                snapshot.clients.len()
+            );
+            ExitCode::SUCCESS
+        }
+        Err(problems) => {
+            for problem in problems {
+                eprintln!("{problem}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn detach(pins: &Pins) -> Result<()> {
+    if !pins.directory().exists() {
+        nft::remove()?;
+        println!("nothing is pinned at {}", pins.directory().display());
+        return Ok(());
+    }
+    let lock = pins.lock()?;
+    pins.remove()?;
+    drop(lock);
+    nft::remove()?;
+    println!(
+        "removed: programs, maps and sessions at {}, nft table ip {}",
+        pins.directory().display(),
+        nft::TABLE
+    );
+    Ok(())
+}

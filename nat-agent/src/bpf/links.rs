@@ -1,0 +1,176 @@
+//! Attaching programs to devices by pinned links: they stay when the agent
+//! goes, and the next agent replaces the program in place.
+
+use std::{collections::BTreeSet, fs, path::PathBuf};
+
+use anyhow::{Context, Result, bail};
+use aya::{
+    Ebpf,
+    programs::{
+        LinkOrder, SchedClassifier, TcAttachType, XdpMode,
+        links::{FdLink, PinnedLink},
+        tc::TcAttachOptions,
+    },
+};
+
+use super::{object, pins::Pins, sys};
+
+/// Where on a device a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Hook {
+    /// XDP in the driver.
+    XdpNative,
+    /// XDP in the kernel's generic hook.
+    XdpGeneric,
+    /// tcx ingress.
+    Ingress,
+    /// tcx egress.
+    Egress,
+}
+
+/// What a program is there for; a device has at most one for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Job {
+    /// XDP, either way.
+    Xdp,
+    /// tcx: clients' packets come in.
+    Client,
+    /// tcx: answers come in.
+    Answers,
+    /// tcx: the guard on the way out.
+    Guard,
+}
+
+/// A program on a device.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Attachment {
+    /// The device's name.
+    pub device: String,
+    /// The device's number.
+    pub ifindex: u32,
+    /// What it is there for.
+    pub job: Job,
+    /// Where.
+    pub hook: Hook,
+    /// The program's name.
+    pub program: &'static str,
+}
+
+impl Attachment {
+    /// The pin's file name. A link's mode cannot be changed in place, so it is part of it.
+    fn pin(&self) -> String {
+        let job = match (self.job, self.hook) {
+            (Job::Xdp, Hook::XdpGeneric) => "xdp-generic",
+            (Job::Xdp, _) => "xdp-native",
+            (Job::Client, _) => "client",
+            (Job::Answers, _) => "answers",
+            (Job::Guard, _) => "guard",
+        };
+        // A BPF file system refuses names with dots; a device's name has no colons.
+        format!("{}::{job}", self.device.replace('.', ":"))
+    }
+}
+
+/// Makes the attachments what is wanted: updates in place what is attached,
+/// attaches what is missing, then detaches what is too much.
+///
+/// # Errors
+/// The first attachment that fails; those before it are made, nothing is detached.
+pub fn reconcile(ebpf: &mut Ebpf, pins: &Pins, wanted: &[Attachment]) -> Result<()> {
+    for attachment in wanted {
+        let path = pins.links().join(attachment.pin());
+        place(ebpf, attachment, path)
+            .with_context(|| format!("attach {} to {}", attachment.program, attachment.device))?;
+    }
+    let kept: BTreeSet<String> = wanted.iter().map(Attachment::pin).collect();
+    for entry in fs::read_dir(pins.links())
+        .context("list the pinned links")?
+        .flatten()
+    {
+        if !kept.contains(&*entry.file_name().to_string_lossy()) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn place(ebpf: &mut Ebpf, attachment: &Attachment, path: PathBuf) -> Result<()> {
+    if path.exists() {
+        // A device that went away and came back has another number; its link is dead.
+        if sys::link_ifindex(&path).ok() == Some(attachment.ifindex) {
+            let link = FdLink::from(PinnedLink::from_pin(&path)?);
+            return update(ebpf, attachment, link);
+        }
+        fs::remove_file(&path)?;
+    }
+    let link = attach(ebpf, attachment)?;
+    link.pin(&path)
+        .with_context(|| format!("pin the link at {}", path.display()))?;
+    Ok(())
+}
+
+fn update(ebpf: &mut Ebpf, attachment: &Attachment, link: FdLink) -> Result<()> {
+    match attachment.hook {
+        Hook::XdpNative | Hook::XdpGeneric => {
+            object::xdp(ebpf, attachment.program)?.attach_to_link(link.try_into()?)?;
+        }
+        Hook::Ingress | Hook::Egress => {
+            object::tcx(ebpf, attachment.program)?.attach_to_link(link.try_into()?)?;
+        }
+    }
+    Ok(())
+}
+
+/// Attaches by a BPF link. aya falls back to netlink where the kernel refuses a
+/// link; such an attachment cannot be pinned, would end with the agent, and is refused.
+fn attach(ebpf: &mut Ebpf, attachment: &Attachment) -> Result<FdLink> {
+    let pinnable = match attachment.hook {
+        Hook::XdpNative | Hook::XdpGeneric => {
+            let native = attachment.hook == Hook::XdpNative;
+            let mode = if native {
+                XdpMode::Driver
+            } else {
+                XdpMode::Skb
+            };
+            let program = object::xdp(ebpf, attachment.program)?;
+            let id = program
+                .attach_to_if_index(attachment.ifindex, mode)
+                .with_context(|| refusal(attachment))?;
+            FdLink::try_from(program.take_link(id)?)
+        }
+        Hook::Ingress => attach_tcx(ebpf, attachment, TcAttachType::Ingress)?,
+        Hook::Egress => attach_tcx(ebpf, attachment, TcAttachType::Egress)?,
+    };
+    match pinnable {
+        Ok(link) => Ok(link),
+        Err(_) => bail!(
+            "the kernel has no BPF links for this hook (Linux 6.6 is needed): the attachment \
+             could not be pinned and would end with the agent"
+        ),
+    }
+}
+
+fn attach_tcx(
+    ebpf: &mut Ebpf,
+    attachment: &Attachment,
+    direction: TcAttachType,
+) -> Result<Result<FdLink, aya::programs::links::LinkError>> {
+    let program: &mut SchedClassifier = object::tcx(ebpf, attachment.program)?;
+    let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+    let id = program.attach_with_options(&attachment.device, direction, options)?;
+    Ok(FdLink::try_from(program.take_link(id)?))
+}
+
+fn refusal(attachment: &Attachment) -> String {
+    match attachment.hook {
+        Hook::XdpNative => format!(
+            "{} does not take native XDP (its driver lacks it, its MTU is too large for it, or \
+             another XDP program is attached); set `xdp: generic` or `xdp: off` for it",
+            attachment.device
+        ),
+        _ => format!(
+            "{} does not take XDP; set `xdp: off` for it",
+            attachment.device
+        ),
+    }
+}

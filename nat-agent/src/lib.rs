@@ -1,0 +1,30 @@
+//! The agent as a library: sources, desired state, maps, programs.
+//!
+//! ```text
+//! config -> snapshot -> desired (with facts) -> diff -> apply -> maps
+//!                                        \-> bpf::links -> programs on devices
+//! ```
+
+pub mod announce;
+pub mod apply;
+pub mod bpf;
+pub mod clock;
+pub mod config;
+pub mod desired;
+pub mod diff;
+pub mod facts;
+pub mod health;
+pub mod kernel;
+pub mod keys;
+pub mod netlink;
+pub mod nft;
+pub mod purge;
+pub mod report;
+pub mod reserve;
+pub mod run;
+pub mod snapshot;
+pub mod state;
+pub mod status;
+pub mod sweep;
+pub mod tell;
+pub mod usage;

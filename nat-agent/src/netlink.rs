@@ -1,0 +1,185 @@
+//! The kernel's links, addresses, routes and neighbours, by rtnetlink: read
+//! once, then followed by events.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::{IpAddr, Ipv4Addr},
+};
+
+use anyhow::{Context, Result};
+use futures_util::{Stream, StreamExt, TryStreamExt};
+use rtnetlink::{
+    Handle, MulticastGroup, new_multicast_connection,
+    packet_core::{NetlinkMessage, NetlinkPayload},
+    packet_route::{
+        RouteNetlinkMessage,
+        address::{AddressAttribute, AddressMessage},
+        link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage},
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage},
+    },
+};
+
+use crate::facts::{Facts, Kind, Link, own_ports};
+
+/// What an event asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Change {
+    /// Nothing.
+    #[default]
+    None,
+    /// Cached next hops may be wrong.
+    Hops,
+    /// Links or addresses are others: the desired state may be.
+    Links,
+}
+
+/// The connection to rtnetlink.
+pub struct Netlink {
+    handle: Handle,
+    events: Box<dyn Stream<Item = NetlinkMessage<RouteNetlinkMessage>> + Unpin>,
+    /// Neighbours' Ethernet addresses, to tell a change from a change of state.
+    neighbours: HashMap<(u32, IpAddr), Vec<u8>>,
+}
+
+impl Netlink {
+    /// Connects in the thread's network namespace. Call within a tokio runtime.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn connect() -> Result<Self> {
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Neigh,
+            MulticastGroup::Ipv4Rule,
+        ];
+        let (connection, handle, events) =
+            new_multicast_connection(&groups).context("connect to rtnetlink")?;
+        tokio::spawn(connection);
+        let events = Box::new(events.map(|(message, _)| message));
+        Ok(Self {
+            handle,
+            events,
+            neighbours: HashMap::new(),
+        })
+    }
+
+    /// Reads what the node is like.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub async fn facts(&self) -> Result<Facts> {
+        let links: Vec<LinkMessage> = self
+            .handle
+            .link()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .context("list links")?;
+        let addresses: Vec<AddressMessage> = self
+            .handle
+            .address()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .context("list addresses")?;
+        Ok(Facts {
+            links: links.iter().filter_map(link).collect::<BTreeMap<_, _>>(),
+            addresses: addresses
+                .iter()
+                .filter_map(address)
+                .collect::<BTreeSet<_>>(),
+            ports: own_ports(),
+        })
+    }
+
+    /// Waits for the next event and says what it asks for.
+    pub async fn next(&mut self) -> Change {
+        match self.events.next().await {
+            Some(message) => self.judge(message),
+            // The connection is gone; the sweep's own round goes on.
+            None => std::future::pending().await,
+        }
+    }
+
+    fn judge(&mut self, message: NetlinkMessage<RouteNetlinkMessage>) -> Change {
+        let NetlinkPayload::InnerMessage(message) = message.payload else {
+            // The socket overflowed: anything may have changed.
+            return Change::Links;
+        };
+        match message {
+            RouteNetlinkMessage::NewNeighbour(message) => self.neighbour(&message, true),
+            RouteNetlinkMessage::DelNeighbour(message) => self.neighbour(&message, false),
+            RouteNetlinkMessage::NewLink(_)
+            | RouteNetlinkMessage::DelLink(_)
+            | RouteNetlinkMessage::NewAddress(_)
+            | RouteNetlinkMessage::DelAddress(_) => Change::Links,
+            _ => Change::Hops,
+        }
+    }
+
+    /// Most neighbour events change a state, not an address.
+    fn neighbour(&mut self, message: &NeighbourMessage, exists: bool) -> Change {
+        let (mut address, mut mac) = (None, Vec::new());
+        for attribute in &message.attributes {
+            match attribute {
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => {
+                    address = Some(IpAddr::V4(*v4));
+                }
+                NeighbourAttribute::LinkLayerAddress(bytes) => mac.clone_from(bytes),
+                _ => {}
+            }
+        }
+        let Some(address) = address else {
+            return Change::None;
+        };
+        let key = (message.header.ifindex, address);
+        let before = if exists && !mac.is_empty() {
+            self.neighbours.insert(key, mac.clone())
+        } else {
+            self.neighbours.remove(&key)
+        };
+        if before.unwrap_or_default() == mac {
+            Change::None
+        } else {
+            Change::Hops
+        }
+    }
+}
+
+fn link(message: &LinkMessage) -> Option<(String, Link)> {
+    let (mut name, mut mac, mut kind) = (None, [0; 6], Kind::Nic);
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(text) => name = Some(text.clone()),
+            LinkAttribute::Address(bytes) => mac = bytes.as_slice().try_into().unwrap_or_default(),
+            LinkAttribute::LinkInfo(infos) => kind = kind_of(infos),
+            _ => {}
+        }
+    }
+    let ifindex = message.header.index;
+    name.map(|name| (name, Link { ifindex, mac, kind }))
+}
+
+/// Only devices made of software say what kind they are.
+fn kind_of(infos: &[LinkInfo]) -> Kind {
+    let mut kinds = infos.iter().filter_map(|info| match info {
+        LinkInfo::Kind(InfoKind::Veth) => Some(Kind::Veth),
+        LinkInfo::Kind(_) => Some(Kind::Virtual),
+        _ => None,
+    });
+    kinds.next_back().unwrap_or(Kind::Nic)
+}
+
+fn address(message: &AddressMessage) -> Option<Ipv4Addr> {
+    message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+            _ => None,
+        })
+}

@@ -1,0 +1,164 @@
+//! The crate's only `unsafe`: headers read from bytes, and shared words.
+
+use core::{cell::UnsafeCell, fmt, mem::MaybeUninit};
+
+use network_types::{
+    arp::ArpHdr, eth::EthHdr, icmp::Icmpv4Hdr, ip::Ipv4Hdr, tcp::TcpHdr, udp::UdpHdr,
+};
+
+/// A header that any bytes are a valid value of.
+///
+/// # Safety
+/// The type is `repr(C)`, has no padding, and every bit pattern is valid.
+pub unsafe trait Header: Copy {}
+
+// SAFETY: all are repr(C) structures of integers and byte arrays without padding.
+unsafe impl Header for EthHdr {}
+// SAFETY: as above.
+unsafe impl Header for Ipv4Hdr {}
+// SAFETY: as above.
+unsafe impl Header for UdpHdr {}
+// SAFETY: as above.
+unsafe impl Header for ArpHdr {}
+// SAFETY: as above.
+unsafe impl Header for TcpHdr {}
+// SAFETY: as above.
+unsafe impl Header for Icmpv4Hdr {}
+// SAFETY: bytes.
+unsafe impl<const N: usize> Header for [u8; N] {}
+
+/// The header at the start of `bytes`, if they hold a whole one.
+#[inline(always)]
+pub fn read<T: Header>(bytes: &[u8]) -> Option<T> {
+    let bytes = bytes.get(..size_of::<T>())?;
+    let mut header = MaybeUninit::<T>::uninit();
+    // SAFETY: both sides hold size_of::<T>() bytes and do not overlap; `Header`
+    // promises that any bytes make a valid T.
+    unsafe {
+        core::ptr::copy_nonoverlapping(bytes.as_ptr(), header.as_mut_ptr().cast(), bytes.len());
+        Some(header.assume_init())
+    }
+}
+
+/// The value itself, of which the compiler knows nothing any more. It leaves out
+/// checks that it has proved; the verifier, which follows registers and not
+/// reasons, must see them.
+#[inline(always)]
+pub fn opaque(value: u64) -> u64 {
+    imp::opaque(value)
+}
+
+/// A 64-bit word that packet path (on all CPUs) and agent change together.
+///
+/// `core`'s atomics have no read-modify-write operations on the BPF target;
+/// the instructions exist since Linux 5.12.
+#[repr(transparent)]
+#[derive(Default)]
+pub struct Word(UnsafeCell<u64>);
+
+// SAFETY: every access below is atomic.
+unsafe impl Sync for Word {}
+
+impl Word {
+    /// A word with this value.
+    pub const fn new(value: u64) -> Self {
+        Self(UnsafeCell::new(value))
+    }
+
+    /// Its value now.
+    #[inline(always)]
+    pub fn load(&self) -> u64 {
+        // SAFETY: the pointer is the cell's own, and an aligned 64-bit load is one instruction.
+        unsafe { self.0.get().read_volatile() }
+    }
+
+    /// Clears the bits that are not in `mask`; the value before.
+    #[inline(always)]
+    pub fn fetch_and(&self, mask: u64) -> u64 {
+        imp::fetch_and(&self.0, mask)
+    }
+
+    /// Sets the bits in `bits`; the value before.
+    #[inline(always)]
+    pub fn fetch_or(&self, bits: u64) -> u64 {
+        imp::fetch_or(&self.0, bits)
+    }
+
+    /// Replaces `from` by `to`; false if the value was another.
+    #[cfg(not(target_arch = "bpf"))]
+    pub fn replace(&self, from: u64, to: u64) -> bool {
+        imp::replace(&self.0, from, to)
+    }
+}
+
+impl fmt::Debug for Word {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#018x}", self.load())
+    }
+}
+
+#[cfg(target_arch = "bpf")]
+mod imp {
+    use core::{arch::asm, cell::UnsafeCell};
+
+    #[inline(always)]
+    pub fn opaque(value: u64) -> u64 {
+        let mut value = value;
+        // SAFETY: a register moved to itself. (With no instruction the line would
+        // be noted twice at one place, which the kernel refuses.)
+        unsafe { asm!("{0} = {0}", inout(reg) value, options(pure, nomem, nostack)) };
+        value
+    }
+
+    #[inline(always)]
+    pub fn fetch_and(word: &UnsafeCell<u64>, mask: u64) -> u64 {
+        let mut value = mask;
+        // SAFETY: one atomic instruction on the cell's own eight bytes.
+        unsafe {
+            asm!("{0} = atomic_fetch_and((u64 *)({1} + 0), {0})", inout(reg) value, in(reg) word.get());
+        }
+        value
+    }
+
+    #[inline(always)]
+    pub fn fetch_or(word: &UnsafeCell<u64>, bits: u64) -> u64 {
+        let mut value = bits;
+        // SAFETY: one atomic instruction on the cell's own eight bytes.
+        unsafe {
+            asm!("{0} = atomic_fetch_or((u64 *)({1} + 0), {0})", inout(reg) value, in(reg) word.get());
+        }
+        value
+    }
+}
+
+#[cfg(not(target_arch = "bpf"))]
+mod imp {
+    use core::{
+        cell::UnsafeCell,
+        sync::atomic::{AtomicU64, Ordering::SeqCst},
+    };
+
+    pub const fn opaque(value: u64) -> u64 {
+        value
+    }
+
+    fn atomic(word: &UnsafeCell<u64>) -> &AtomicU64 {
+        // SAFETY: same size and alignment, the cell allows shared mutation, and
+        // nobody accesses it in another way than atomically.
+        unsafe { AtomicU64::from_ptr(word.get()) }
+    }
+
+    pub fn fetch_and(word: &UnsafeCell<u64>, mask: u64) -> u64 {
+        atomic(word).fetch_and(mask, SeqCst)
+    }
+
+    pub fn fetch_or(word: &UnsafeCell<u64>, bits: u64) -> u64 {
+        atomic(word).fetch_or(bits, SeqCst)
+    }
+
+    pub fn replace(word: &UnsafeCell<u64>, from: u64, to: u64) -> bool {
+        atomic(word)
+            .compare_exchange(from, to, SeqCst, SeqCst)
+            .is_ok()
+    }
+}

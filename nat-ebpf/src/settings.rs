@@ -1,0 +1,31 @@
+//! What the agent sets when it loads the programs; constants from then on.
+
+use aya_ebpf::{Global, helpers::generated::bpf_jiffies64};
+
+/// Ticks are jiffies shifted right by this, so that one is about a second: the
+/// agent measures the kernel's HZ. Default: HZ=250, 1.024 s.
+#[unsafe(no_mangle)]
+static TICK_SHIFT: Global<u32> = Global::new(8);
+
+/// The bit of `skb->mark` that says "checked, to be translated".
+#[unsafe(no_mangle)]
+static MARK: Global<u32> = Global::new(1 << 23);
+
+/// The coarse clock: reading it costs nothing, unlike any clock in nanoseconds.
+#[inline(always)]
+pub fn tick() -> u32 {
+    (jiffies() >> (TICK_SHIFT.load() & 63)) as u32
+}
+
+/// The kernel's jiffies.
+#[inline(always)]
+pub fn jiffies() -> u64 {
+    // SAFETY: a helper without arguments (Linux 5.5), inlined by the verifier.
+    unsafe { bpf_jiffies64() }
+}
+
+/// The mark's bit.
+#[inline(always)]
+pub fn mark() -> u32 {
+    MARK.load()
+}

@@ -1,0 +1,102 @@
+//! The benchmarks' command line. Run by `cargo xtask bench`.
+
+use std::process::ExitCode;
+use std::thread;
+
+use anyhow::{Result, ensure};
+use clap::{Parser, ValueEnum};
+use nat_tests::bench::report::{Report, Row};
+use nat_tests::bench::suite::{self, Benchmark, Options};
+use nat_tests::bench::{machine, topology};
+use nat_tests::{process, sys};
+
+/// Measures natctl against plain XDP redirect, nft and kernel forwarding, side by side.
+#[derive(Parser)]
+struct Arguments {
+    /// Benchmarks to run, or groups of them (forward, pods); all of them by default.
+    names: Vec<String>,
+    /// How to print the results.
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    output: Output,
+    /// Rounds of each benchmark: five or more for figures that count [default: 5, 1 if quick].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: Option<u32>,
+    /// List the benchmarks and end.
+    #[arg(long)]
+    list: bool,
+    /// Short measurements: to see that everything works, not for figures.
+    #[arg(long)]
+    quick: bool,
+    /// Measure only what natctl is compared to.
+    #[arg(long)]
+    peers: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+fn main() -> Result<ExitCode> {
+    let arguments = Arguments::parse();
+    let benchmarks = suite::select(&arguments.names)?;
+    if arguments.list {
+        for benchmark in benchmarks {
+            println!("{:<18} {}", benchmark.name, benchmark.about);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    ensure!(
+        sys::is_root(),
+        "the benchmarks make network namespaces: run them as root"
+    );
+    sys::hold_signals()?;
+    thread::spawn(|| sys::wait_for_signal().map(|_| process::interrupt()));
+    topology::remove_leftovers();
+    Ok(if measure(&arguments, &benchmarks)? {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Runs the benchmarks and prints what they found; false if one could not be run.
+fn measure(arguments: &Arguments, benchmarks: &[Benchmark]) -> Result<bool> {
+    let options = Options {
+        rounds: arguments
+            .rounds
+            .unwrap_or(if arguments.quick { 1 } else { 5 }),
+        quick: arguments.quick,
+        peers_only: arguments.peers,
+    };
+    let text = arguments.output == Output::Text;
+    if text {
+        println!("{}\n", machine::describe());
+    }
+    let (mut rows, mut complete) = (Vec::<Row>::new(), true);
+    for benchmark in benchmarks
+        .iter()
+        .filter(|one| !options.peers_only || one.has_peers())
+    {
+        process::check_interrupt()?;
+        match benchmark.run(&options) {
+            Ok(report) => rows.extend(show(report, text)),
+            Err(error) => {
+                complete = false;
+                eprintln!("{}: {error:#}\n", benchmark.name);
+            }
+        }
+    }
+    if !text {
+        println!("{}", serde_json::to_string_pretty(&rows)?);
+    }
+    Ok(complete)
+}
+
+fn show(report: Report, text: bool) -> Vec<Row> {
+    if text {
+        println!("{report}");
+    }
+    report.rows
+}

@@ -1,0 +1,14 @@
+//! Fixtures, program runs and network-namespace labs.
+
+pub mod agent;
+pub mod bench;
+pub mod config;
+pub mod lab;
+pub mod netns;
+pub mod process;
+pub mod programs;
+pub mod sniffer;
+pub mod status;
+pub mod sys;
+pub mod topology;
+pub mod wire;

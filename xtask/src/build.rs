@@ -1,0 +1,77 @@
+//! `cargo xtask build`: the eBPF objects, then everything for the host.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::{
+    run,
+    setup::{self, Lacking},
+    toolchain::{self, Builder},
+};
+
+/// Build the eBPF objects, nat-agent (with the object inside), natctl and the test programs
+#[derive(clap::Args)]
+pub struct Args {
+    /// Build with optimizations, into target/release
+    #[arg(long)]
+    release: bool,
+}
+
+/// What a build leaves, for the programs that run it.
+pub struct Built {
+    directory: PathBuf,
+}
+
+impl Built {
+    /// A program for the host.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// The variables by which tests, demo and benchmarks find what was built.
+    pub fn environment(&self) -> [(&'static str, PathBuf); 4] {
+        let workspace = run::workspace();
+        [
+            ("NAT_AGENT", self.program("nat-agent")),
+            ("NATCTL", self.program("natctl")),
+            ("NAT_EBPF_OBJECT", toolchain::object(&workspace, "nat")),
+            ("NAT_BENCH_OBJECT", toolchain::object(&workspace, "bench")),
+        ]
+    }
+}
+
+pub fn main(args: &Args) -> Result<()> {
+    setup::ensure()?;
+    let built = everything(args.release)?;
+    eprintln!();
+    for name in ["nat-agent", "natctl"] {
+        eprintln!("{name:10} {}", built.program(name).display());
+    }
+    Ok(())
+}
+
+/// Builds all there is to run.
+pub fn everything(release: bool) -> Result<Built> {
+    // nat-agent's build script would build its object too, but in silence.
+    run::section("build: eBPF objects");
+    ebpf()?;
+    run::section("build: nat-agent, natctl and test programs");
+    let mut command = run::cargo("build");
+    if release {
+        command.arg("--release");
+    }
+    run::visibly(&mut command)?;
+    let profile = if release { "release" } else { "debug" };
+    let directory = toolchain::host_target_dir(&run::workspace()).join(profile);
+    Ok(Built { directory })
+}
+
+fn ebpf() -> Result<()> {
+    let builder = Builder::find().map_err(Lacking::from)?;
+    run::visibly(
+        builder
+            .command("cargo", "build", &run::workspace())
+            .arg("--bins"),
+    )
+}

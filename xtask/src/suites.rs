@@ -1,0 +1,129 @@
+//! Which tests there are, in the order in which they run: what fails soonest first.
+
+use std::{fs, time::Duration};
+
+use crate::run;
+
+/// Tests that run together.
+#[derive(Clone, Debug)]
+pub struct Suite {
+    pub name: String,
+    pub about: &'static str,
+    /// What `cargo test` is told to run.
+    pub cargo: Vec<String>,
+    /// For the test binaries.
+    pub harness: &'static [&'static str],
+    /// Whether it loads programs or makes namespaces, which needs root.
+    pub kernel: bool,
+    /// When to give it up.
+    pub limit: Duration,
+}
+
+/// Tests on the host: name, what they are, what `cargo test` is told.
+///
+/// The core is also tested in the debug profile, which checks for overflow. All
+/// else shares the release build with the programs under test.
+const HOST: &[(&str, &str, &[&str])] = &[
+    (
+        "core",
+        "packet core: fixtures and properties, overflow checked",
+        &["-p", "nat-common"],
+    ),
+    (
+        "unit",
+        "unit tests of every crate",
+        &["--release", "--lib", "--bins"],
+    ),
+];
+
+/// Files of tests/tests, first to last, with what they are and their limit in
+/// minutes. A file that is not named here runs after these.
+const KERNEL: &[(&str, &str, u64)] = &[
+    ("bench_frames", "the benchmarks' own frames are valid", 2),
+    (
+        "labs",
+        "the labs carry traffic and their sniffer sees leaks",
+        5,
+    ),
+    ("budget", "instructions and memory keep to the budget", 5),
+];
+
+/// The limit of what is not named above.
+const LIMIT: Duration = Duration::from_secs(10 * 60);
+
+/// One after another: labs use the same names and addresses, and some measure time.
+const SERIAL: &[&str] = &["--test-threads=1"];
+
+/// Every suite, in order.
+pub fn all() -> Vec<Suite> {
+    let host = HOST.iter().map(|&(name, about, cargo)| Suite {
+        name: name.into(),
+        about,
+        cargo: cargo.iter().map(|&word| word.into()).collect(),
+        harness: &[],
+        kernel: false,
+        limit: LIMIT,
+    });
+    let named = KERNEL
+        .iter()
+        .map(|&(name, about, minutes)| kernel(name, about, Duration::from_secs(minutes * 60)));
+    let others = test_files().into_iter().filter(|file| !is_named(file));
+    let others = others.map(|file| kernel(&file, "programs and namespaces", LIMIT));
+    host.chain(named).chain(others).collect()
+}
+
+fn kernel(name: &str, about: &'static str, limit: Duration) -> Suite {
+    Suite {
+        name: name.into(),
+        about,
+        cargo: ["--release", "-p", "nat-tests", "--test", name]
+            .map(String::from)
+            .into(),
+        harness: SERIAL,
+        kernel: true,
+        limit,
+    }
+}
+
+fn is_named(file: &str) -> bool {
+    KERNEL.iter().any(|&(name, ..)| name == file)
+}
+
+/// The test targets in tests/tests, by name.
+fn test_files() -> Vec<String> {
+    let Ok(entries) = fs::read_dir(run::workspace().join("tests/tests")) else {
+        return Vec::new();
+    };
+    let mut names: Vec<_> = entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter_map(|name| name.strip_suffix(".rs").map(String::from))
+        .collect();
+    names.sort();
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_named_file_exists() {
+        let files = test_files();
+        for (name, ..) in KERNEL {
+            assert!(
+                files.iter().any(|file| file == name),
+                "tests/tests/{name}.rs"
+            );
+        }
+    }
+
+    #[test]
+    fn every_file_has_one_suite_of_a_unique_name() {
+        let mut names: Vec<_> = all().into_iter().map(|suite| suite.name).collect();
+        let count = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), count);
+        assert_eq!(count, HOST.len() + test_files().len());
+    }
+}
