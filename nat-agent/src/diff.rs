@@ -135,15 +135,12 @@ pub fn diff(state: &State, desired: &Desired, busy: &BTreeSet<Ipv4Addr>, limits:
         busy,
         plan: Plan::default(),
     };
-    // What new clients need comes before them, what old ones used goes after them.
-    planner.set_pools(desired);
-    planner.remake_slices(desired);
-    planner.add_slices(desired);
-    planner.set_devices(desired);
-    planner.remove_sources(desired);
-    planner.remove_clients(desired);
-    planner.set_clients(desired);
-    planner.remove_rest(desired);
+    planner.round(desired);
+    if !planner.plan.problems.is_empty() {
+        // What was in the way may have gone at the end of the first round.
+        planner.plan.problems.clear();
+        planner.round(desired);
+    }
     planner.plan
 }
 
@@ -155,6 +152,18 @@ struct Planner<'a> {
 }
 
 impl Planner<'_> {
+    /// What new clients need comes before them, what old ones used goes after them.
+    fn round(&mut self, desired: &Desired) {
+        self.set_pools(desired);
+        self.remake_slices(desired);
+        self.add_slices(desired);
+        self.set_devices(desired);
+        self.remove_sources(desired);
+        self.remove_clients(desired);
+        self.set_clients(desired);
+        self.remove_rest(desired);
+    }
+
     fn step(&mut self, operation: Operation) {
         self.state.apply(&operation);
         self.plan.operations.push(operation);

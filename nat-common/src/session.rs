@@ -193,7 +193,7 @@ fn insert<W: World>(world: &W, opening: &mut Opening) -> Result<(), Reason> {
         ..Half::EMPTY
     };
     let key = reverse_key(&opening.key, opening.mapping.address, opening.mapping.port);
-    insert_reverse(world, &key, half)?;
+    let inserted = insert_reverse(world, &key, half)?;
     *half = Half {
         address: opening.mapping.address,
         port: opening.mapping.port,
@@ -210,20 +210,23 @@ fn insert<W: World>(world: &W, opening: &mut Opening) -> Result<(), Reason> {
         // Exists: another CPU opened the same flow at the same time, to the same end.
         Ok(()) | Err(InsertError::Exists) => Ok(()),
         Err(InsertError::Full) => {
-            world.remove_reverse(&key);
+            if inserted {
+                world.remove_reverse(&key);
+            }
             Err(Reason::SessionsFull)
         }
     }
 }
 
+/// Inserts the reverse half; false if the flow has it already.
 #[inline(always)]
-fn insert_reverse<W: World>(world: &W, key: &FlowKey, half: &Half) -> Result<(), Reason> {
+fn insert_reverse<W: World>(world: &W, key: &FlowKey, half: &Half) -> Result<bool, Reason> {
     match world.insert_reverse(key, half) {
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(true),
         Err(InsertError::Full) => Err(Reason::SessionsFull),
         Err(InsertError::Exists) => match world.reverse(key) {
             // The same flow's: opened on another CPU, or left by an agent that died in a sweep.
-            Some(old) if old.address == half.address && old.port == half.port => Ok(()),
+            Some(old) if old.address == half.address && old.port == half.port => Ok(false),
             _ => Err(Reason::Contention),
         },
     }

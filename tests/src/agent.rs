@@ -75,7 +75,7 @@ impl Agent {
             .process
             .insert(Process::spawn(&mut command, &self.log)?);
         process
-            .wait_for_output(from, START, is_applied)
+            .wait_for_output(from, START, is_ready)
             .context("nat-agent (NAT_AGENT names another one)")
     }
 

@@ -489,7 +489,7 @@ fn a_smaller_mtu_outside() -> Result<()> {
 /// Two agents on one machine share nothing but the kernel.
 #[test]
 fn two_instances_do_not_meet() -> Result<()> {
-    let first = start(lab::pods(1), DIRECT)?;
+    let mut first = start(lab::pods(1), DIRECT)?;
     let second = start(lab::pods(1).beside_others(), STACK)?;
     let mut talks = Vec::new();
     let _echoes = [&first, &second].map(|bed| TcpEcho::start(&bed.lab.server, ECHO));
@@ -499,6 +499,7 @@ fn two_instances_do_not_meet() -> Result<()> {
     talks
         .iter_mut()
         .try_for_each(|talk| talk.exchange(10_000))?;
+    first.agent.terminate()?;
     first.agent.detach()?;
     first.finish()?;
     talks[1].exchange(10_000)?;

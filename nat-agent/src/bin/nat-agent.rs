@@ -1,6 +1,6 @@
 //! nat-agent: follows a configuration and programs the data plane.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -40,6 +40,8 @@ fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("NAT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
     match act(Arguments::parse()) {

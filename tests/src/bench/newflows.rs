@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 
 use super::bed::Bed;
-use super::candidate::{Candidate, Nft, Router};
+use super::candidate::{Nft, Router};
 use super::conntrack::Room;
 use super::cpu::settle;
 use super::mix::{Mix, Order};
@@ -19,10 +19,7 @@ pub fn run(name: &str, options: &Options) -> Result<Report> {
     } else {
         Mix::FRESH
     };
-    let mut candidates: Vec<Box<dyn Candidate>> = vec![Box::new(Nft)];
-    if !options.peers_only {
-        candidates.push(Box::new(Router));
-    }
+    let candidates = options.chosen(vec![Box::new(Nft), Box::new(Router)])?;
     let names: Vec<_> = candidates
         .iter()
         .map(|candidate| candidate.name())

@@ -56,7 +56,7 @@ impl Load {
 
 /// Compares both paths with nft under this load.
 pub fn run(name: &str, load: Load, options: &Options) -> Result<Report> {
-    let candidates = candidates(options);
+    let candidates = options.chosen(candidates())?;
     let names: Vec<_> = candidates
         .iter()
         .map(|candidate| candidate.name())
@@ -82,13 +82,13 @@ pub fn run(name: &str, load: Load, options: &Options) -> Result<Report> {
     Ok(Report::new(name, load.unit(), figures, &pairs))
 }
 
-fn candidates(options: &Options) -> Vec<Box<dyn Candidate>> {
-    let mut all: Vec<Box<dyn Candidate>> = vec![Box::new(Nft), Box::new(Kernel)];
-    if !options.peers_only {
-        all.push(Box::new(Local(Path::Direct)));
-        all.push(Box::new(Local(Path::Stack)));
-    }
-    all
+fn candidates() -> Vec<Box<dyn Candidate>> {
+    vec![
+        Box::new(Nft),
+        Box::new(Kernel),
+        Box::new(Local(Path::Direct)),
+        Box::new(Local(Path::Stack)),
+    ]
 }
 
 /// A node with one pod and a server outside. Fields are dropped in their order: the namespaces

@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 
 use super::budget;
+use super::candidate::Candidate;
 use super::forward::{self, Bars};
 use super::mix::Mix;
 use super::newflows;
@@ -10,14 +11,30 @@ use super::pods::{self, Load};
 use super::report::Report;
 
 /// How to measure.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Rounds of each benchmark.
     pub rounds: u32,
     /// Shorter measurements, to see that everything works.
     pub quick: bool,
-    /// Leave natctl out.
-    pub peers_only: bool,
+    /// Measure only these candidates; all for none.
+    pub only: Vec<String>,
+}
+
+impl Options {
+    /// Those of `candidates` that are to be measured.
+    pub fn chosen(&self, candidates: Vec<Box<dyn Candidate>>) -> Result<Vec<Box<dyn Candidate>>> {
+        let wanted = |candidate: &Box<dyn Candidate>| {
+            self.only.is_empty() || self.only.iter().any(|name| name == candidate.name())
+        };
+        let chosen: Vec<_> = candidates.into_iter().filter(wanted).collect();
+        ensure!(
+            !chosen.is_empty(),
+            "has no candidate {}",
+            self.only.join(", ")
+        );
+        Ok(chosen)
+    }
 }
 
 /// One benchmark.
@@ -51,11 +68,6 @@ impl Benchmark {
             Kind::Memory => budget::memory(self.name),
             Kind::Instructions => budget::instructions(self.name),
         }
-    }
-
-    /// Whether it says anything about the peers alone.
-    pub fn has_peers(&self) -> bool {
-        !matches!(self.kind, Kind::Memory | Kind::Instructions)
     }
 }
 

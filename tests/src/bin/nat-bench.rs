@@ -27,9 +27,9 @@ struct Arguments {
     /// Short measurements: to see that everything works, not for figures.
     #[arg(long)]
     quick: bool,
-    /// Measure only what natctl is compared to.
-    #[arg(long)]
-    peers: bool,
+    /// Measure only these candidates, as the results name them: for a profiler's sake.
+    #[arg(long, value_name = "CANDIDATE", value_delimiter = ',')]
+    only: Vec<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -68,17 +68,14 @@ fn measure(arguments: &Arguments, benchmarks: &[Benchmark]) -> Result<bool> {
             .rounds
             .unwrap_or(if arguments.quick { 1 } else { 5 }),
         quick: arguments.quick,
-        peers_only: arguments.peers,
+        only: arguments.only.clone(),
     };
     let text = arguments.output == Output::Text;
     if text {
         println!("{}\n", machine::describe());
     }
     let (mut rows, mut complete) = (Vec::<Row>::new(), true);
-    for benchmark in benchmarks
-        .iter()
-        .filter(|one| !options.peers_only || one.has_peers())
-    {
+    for benchmark in benchmarks {
         process::check_interrupt()?;
         match benchmark.run(&options) {
             Ok(report) => rows.extend(show(report, text)),

@@ -22,7 +22,12 @@ pub struct HostFrame {
 impl HostFrame {
     /// A plain frame of these bytes.
     pub fn new(bytes: Vec<u8>) -> Self {
-        Self { bytes, tagged: false, gso_size: 0, writable: true }
+        Self {
+            bytes,
+            tagged: false,
+            gso_size: 0,
+            writable: true,
+        }
     }
 }
 
@@ -52,7 +57,11 @@ impl Frame for HostFrame {
     }
 
     fn patch(&mut self, at: usize, patch: &Patch) -> Option<()> {
-        let update = if patch.zero_is_none { update_udp } else { update };
+        let update = if patch.zero_is_none {
+            update_udp
+        } else {
+            update
+        };
         let checksum = update(patch.checksum, patch.delta());
         self.store(at, &checksum)
     }

@@ -19,11 +19,17 @@ pub struct Halves {
 impl Halves {
     /// An empty table.
     pub fn new(capacity: usize) -> Self {
-        Self { entries: RefCell::default(), capacity }
+        Self {
+            entries: RefCell::default(),
+            capacity,
+        }
     }
 
     /// The half of this flow.
-    #[expect(clippy::mut_from_ref, reason = "entries of a shared table, see the trait `World`")]
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "entries of a shared table, see the trait `World`"
+    )]
     pub fn get(&self, key: &FlowKey) -> Option<&mut Half> {
         let entries = self.entries.borrow();
         entries.get(key).map(|half| half.lend())
@@ -63,7 +69,9 @@ impl Halves {
     /// A copy of all, in order.
     pub fn all(&self) -> Vec<(FlowKey, Half)> {
         let keys: Vec<_> = self.entries.borrow().keys().copied().collect();
-        keys.iter().filter_map(|key| Some((*key, *self.get(key)?))).collect()
+        keys.iter()
+            .filter_map(|key| Some((*key, *self.get(key)?)))
+            .collect()
     }
 }
 

@@ -98,7 +98,11 @@ impl Tables {
 }
 
 fn add<T: Debug>(lines: &mut Vec<String>, table: &str, entries: impl IntoIterator<Item = T>) {
-    lines.extend(entries.into_iter().map(|entry| format!("{table} {entry:?}")));
+    lines.extend(
+        entries
+            .into_iter()
+            .map(|entry| format!("{table} {entry:?}")),
+    );
 }
 
 impl Clone for Tables {

@@ -23,8 +23,8 @@ const FRAME_EXTRA: u32 = 18;
 pub enum HostRoute {
     /// Out, to a neighbour that is known.
     Known(Hop),
-    /// Out, to a neighbour that is not: its address in the hop is zero.
-    Unresolved(Hop),
+    /// Out, to a neighbour on the link that is not: the destination itself.
+    Link(Hop),
     /// Nowhere that a packet could be sent past the kernel.
     Kernel,
 }
@@ -59,12 +59,24 @@ pub struct HostWorld {
 impl HostWorld {
     /// A world around these tables, without routes, at tick 0.
     pub fn new(tables: Tables) -> Self {
-        Self { tables, now: 0, seed: Cell::new(1), routes: Vec::new(), level: Level::Xdp, opening: Lent::new(Opening::EMPTY) }
+        Self {
+            tables,
+            now: 0,
+            seed: Cell::new(1),
+            routes: Vec::new(),
+            level: Level::Xdp,
+            opening: Lent::new(Opening::EMPTY),
+        }
     }
 
     fn leads(&self, destination: &Ipv4) -> HostRoute {
-        let fitting = self.routes.iter().filter(|(prefix, length, _)| covers(prefix, *length, destination));
-        fitting.max_by_key(|(_, length, _)| *length).map_or(HostRoute::Kernel, |(.., route)| *route)
+        let fitting = self
+            .routes
+            .iter()
+            .filter(|(prefix, length, _)| covers(prefix, *length, destination));
+        fitting
+            .max_by_key(|(_, length, _)| *length)
+            .map_or(HostRoute::Kernel, |(.., route)| *route)
     }
 }
 
@@ -74,7 +86,10 @@ fn covers(prefix: &Ipv4, length: u8, address: &Ipv4) -> bool {
     u32::from(length) <= differing.leading_zeros()
 }
 
-#[expect(clippy::mut_from_ref, reason = "entries of shared tables, see the trait")]
+#[expect(
+    clippy::mut_from_ref,
+    reason = "entries of shared tables, see the trait"
+)]
 impl World for HostWorld {
     fn forward(&self, key: &FlowKey) -> Option<&mut Half> {
         self.tables.forward.get(key)
@@ -125,7 +140,9 @@ impl World for HostWorld {
     fn client_of(&self, source: &Ipv4) -> Option<u16> {
         let sources = self.tables.sources.iter();
         let fitting = sources.filter(|((prefix, length), _)| covers(prefix, *length, source));
-        fitting.max_by_key(|((_, length), _)| *length).map(|(_, client)| *client as u16)
+        fitting
+            .max_by_key(|((_, length), _)| *length)
+            .map(|(_, client)| *client as u16)
     }
 
     fn client(&self, index: u16) -> Option<&Client> {
@@ -154,7 +171,11 @@ impl World for HostWorld {
     }
 
     fn pop_block(&self, queue: u32) -> Option<u32> {
-        self.tables.queues.borrow_mut().get_mut(queue as usize)?.pop_front()
+        self.tables
+            .queues
+            .borrow_mut()
+            .get_mut(queue as usize)?
+            .pop_front()
     }
 
     fn device(&self, ifindex: u32) -> Option<Device> {
@@ -168,7 +189,9 @@ impl World for HostWorld {
     /// A step of a linear congruential generator (Knuth's MMIX constants).
     fn random(&self) -> u32 {
         let seed = self.seed.get();
-        let next = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let next = seed
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         self.seed.set(next);
         (next >> 32) as u32
     }
@@ -179,10 +202,21 @@ impl World for HostWorld {
 
     fn route(&self, query: &RouteQuery, hop: &mut Hop) -> bool {
         match (self.leads(&query.destination), self.level) {
-            (HostRoute::Known(known), Level::Tcx { length }) if length > u32::from(known.mtu) + FRAME_EXTRA => false,
-            (HostRoute::Unresolved(_), Level::Xdp) | (HostRoute::Kernel, _) => false,
-            (HostRoute::Known(found) | HostRoute::Unresolved(found), _) => {
+            (HostRoute::Known(known), Level::Tcx { length })
+                if length > u32::from(known.mtu) + FRAME_EXTRA =>
+            {
+                false
+            }
+            (HostRoute::Link(_), Level::Xdp) | (HostRoute::Kernel, _) => false,
+            (HostRoute::Known(found), _) => {
                 *hop = found;
+                true
+            }
+            (HostRoute::Link(link), Level::Tcx { .. }) => {
+                *hop = Hop {
+                    gateway: query.destination,
+                    ..link
+                };
                 true
             }
         }
@@ -193,7 +227,12 @@ impl World for HostWorld {
     }
 
     fn notify(&self, client: u16, reason: Reason, quote: &[u8; 28]) {
-        let event = Event { reason: reason as u32, client: u32::from(client), quote: *quote, padding: 0 };
+        let event = Event {
+            reason: reason as u32,
+            client: u32::from(client),
+            quote: *quote,
+            padding: 0,
+        };
         self.tables.events.borrow_mut().push(event);
     }
 }
