@@ -211,12 +211,8 @@ fn set_client(tables: &Tables, state: &State, text: &str, client: &ClientState) 
     let entry = tables.clients.get(index).context("no such client number")?;
     tables.names.set(&index, &name(text))?;
     set_pages(tables, entry.pages.get(), client);
-    let slice = state
-        .slices
-        .get(&client.entry.egress)
-        .map_or(NONE, |slice| slice.index);
     let pool = pool_index(state, &client.entry.pool);
-    entry.slice.set(slice);
+    entry.slice.set(client.slice.unwrap_or(NONE));
     entry.pool.set(pool);
     entry.ifindex.set(client.entry.ifindex);
     entry.delivery.set(client.entry.delivery);
@@ -385,8 +381,10 @@ fn read_clients(tables: &Tables, state: &mut State, pools: &BTreeMap<u32, String
             delivery: client.delivery.get(),
             blocks: held.map(|page| page.allowed.get().count_ones()).sum(),
         };
+        let slice = client.slice.get();
         let known = ClientState {
             index: index as u16,
+            slice: (slice != NONE).then_some(slice),
             first_page: pages.first(),
             entry,
         };

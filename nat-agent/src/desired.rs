@@ -90,6 +90,13 @@ pub fn desired(
     current: &BTreeMap<String, Ipv4Addr>,
 ) -> Desired {
     let mut desired = Desired::default();
+    if !facts.forwarding {
+        desired.problems.push(
+            "the kernel forwards nothing, so no client reaches anybody: run \
+             `sysctl -w net.ipv4.ip_forward=1`"
+                .to_owned(),
+        );
+    }
     for pool in &snapshot.pools {
         desired.pools.insert(pool.name.clone(), pool_entry(pool));
         for address in v4(&pool.addresses) {
@@ -326,6 +333,11 @@ fn devices<'a>(
                 }
             }));
     }
+    // The guard first: a packet that a client's device marks is kept from masquerade, and
+    // must not find the way out unguarded.
+    desired
+        .attachments
+        .sort_by_key(|attachment| (attachment.job, attachment.device.clone()));
     places
 }
 

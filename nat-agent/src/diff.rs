@@ -38,6 +38,8 @@ impl SliceState {
 pub struct ClientState {
     /// Its number.
     pub index: u16,
+    /// Number of the slice its ports come from; `None` while its address has none.
+    pub slice: Option<u32>,
     /// Index of its first page.
     pub first_page: u32,
     /// What it was made for.
@@ -277,7 +279,12 @@ impl Planner<'_> {
     fn set_clients(&mut self, desired: &Desired) {
         for (name, entry) in &desired.clients {
             let known = self.state.clients.get(name);
-            if known.is_some_and(|known| known.entry == *entry) {
+            let slice = self
+                .state
+                .slices
+                .get(&entry.egress)
+                .map(|slice| slice.index);
+            if known.is_some_and(|known| known.entry == *entry && known.slice == slice) {
                 continue;
             }
             let index = match known {
@@ -294,6 +301,7 @@ impl Planner<'_> {
                     let index = index as u16;
                     let client = ClientState {
                         index,
+                        slice,
                         first_page,
                         entry: entry.clone(),
                     };

@@ -61,6 +61,13 @@ pub struct Facts {
     pub addresses: BTreeSet<Ipv4Addr>,
     /// The ports it uses itself.
     pub ports: OwnPorts,
+    /// The kernel forwards IPv4 packets between devices.
+    pub forwarding: bool,
+}
+
+/// Whether the kernel forwards IPv4 packets in this network namespace.
+pub fn forwarding() -> bool {
+    std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").is_ok_and(|text| text.trim() != "0")
 }
 
 /// Reads the ports that sockets of this network namespace use.

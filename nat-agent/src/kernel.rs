@@ -27,7 +27,7 @@ pub fn check() -> Result<()> {
     );
     ensure!(
         may_use_bpf(),
-        "nat-agent needs root, or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
+        "nat-agent needs root, or CAP_BPF, CAP_NET_ADMIN, CAP_NET_RAW and CAP_PERFMON"
     );
     Ok(())
 }
@@ -40,6 +40,7 @@ fn version(release: &str) -> Option<(u32, u32)> {
 /// Whether the effective capabilities (capabilities(7)) hold what is needed.
 fn may_use_bpf() -> bool {
     const NET_ADMIN: u32 = 12;
+    const NET_RAW: u32 = 13;
     const PERFMON: u32 = 38;
     const BPF: u32 = 39;
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -47,7 +48,7 @@ fn may_use_bpf() -> bool {
     let Some(mask) = line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()) else {
         return true;
     };
-    [NET_ADMIN, PERFMON, BPF]
+    [NET_ADMIN, NET_RAW, PERFMON, BPF]
         .iter()
         .all(|bit| mask & (1 << bit) != 0)
 }

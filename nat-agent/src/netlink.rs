@@ -19,7 +19,7 @@ use rtnetlink::{
     },
 };
 
-use crate::facts::{Facts, Kind, Link, own_ports};
+use crate::facts::{Facts, Kind, Link, forwarding, own_ports};
 
 /// What an event asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,6 +93,7 @@ impl Netlink {
                 .filter_map(address)
                 .collect::<BTreeSet<_>>(),
             ports: own_ports(),
+            forwarding: forwarding(),
         })
     }
 

@@ -31,6 +31,20 @@ pub fn install(mark: u32) -> Result<()> {
     ))
 }
 
+/// Whether the rule is there: a `flush ruleset` of somebody else takes it away.
+///
+/// # Errors
+/// `nft` is missing.
+pub fn present() -> Result<bool> {
+    let status = Command::new("nft")
+        .args(["list", "chain", "ip", TABLE, "postrouting"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .context("run nft: install nftables (Debian: apt-get install nftables)")?;
+    Ok(status.success())
+}
+
 /// Removes the rule, if it is there.
 ///
 /// # Errors

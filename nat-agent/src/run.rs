@@ -25,7 +25,7 @@ use crate::{
     config,
     desired::{Desired, desired},
     diff::{State, diff},
-    facts::Facts,
+    facts::{self, Facts},
     health,
     netlink::{Change, Netlink},
     nft,
@@ -198,11 +198,24 @@ impl Agent {
             warn!("sweep: {problem:#}");
             self.waiting.push(format!("the sweep failed: {problem:#}"));
         }
+        if let Err(problem) = self.keep_rule() {
+            warn!("nft: {problem:#}");
+            self.waiting.push(format!("{problem:#}"));
+        }
         if let Err(problem) = self.reconcile() {
             warn!("apply: {problem:#}");
             self.waiting.push(format!("{problem:#}"));
         }
         self.write_report();
+    }
+
+    /// Puts the netfilter rule back if somebody has taken it away.
+    fn keep_rule(&self) -> Result<()> {
+        if nft::present()? {
+            return Ok(());
+        }
+        warn!("the table ip {} was gone; it is put back", nft::TABLE);
+        nft::install(1 << self.snapshot.mark_bit)
     }
 
     fn sweep(&mut self) -> Result<()> {
@@ -215,6 +228,7 @@ impl Agent {
 
     /// From the snapshot to maps and programs.
     fn reconcile(&mut self) -> Result<()> {
+        self.facts.forwarding = facts::forwarding();
         self.desired = desired(&self.snapshot, &self.facts, &self.state.egress());
         let plan = diff(
             &self.state,
@@ -229,7 +243,7 @@ impl Agent {
         }
         self.waiting.extend(plan.problems);
         if self.state.slices.values().any(|slice| slice.entry.own) || !plan.operations.is_empty() {
-            let ports = crate::facts::own_ports();
+            let ports = facts::own_ports();
             reserve::reserve(&self.object.tables, &self.state, &ports)?;
         }
         links::reconcile(&mut self.object.ebpf, &self.pins, &self.desired.attachments)?;

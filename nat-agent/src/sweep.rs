@@ -12,7 +12,7 @@ use std::{
 use anyhow::Result;
 use nat_common::{
     abi::{Block, FlowKey, Half, MappingKey, NONE, PROTOCOLS, Pool, Slice},
-    ports::port_of,
+    ports::{place_of, port_of},
     session::reverse_key,
 };
 
@@ -86,10 +86,8 @@ impl Sweep {
                     place,
                     rest,
                 };
-                let resting = self
-                    .resting
-                    .entry((number, place))
-                    .or_insert_with(|| vec![0; slice.size as usize]);
+                let resting = self.resting.entry((number, place)).or_default();
+                collector.take_used();
                 if collector.collect(resting) {
                     swept.busy.insert(slice.address.into());
                 }
@@ -250,8 +248,21 @@ impl Collector<'_> {
         })
     }
 
+    /// Takes every port in use, if it should be free: two packets that opened a
+    /// mapping and its sessions at once, while a table was full, may leave one so.
+    fn take_used(&self) {
+        let first = self.slice.first_block + self.place * self.slice.blocks;
+        for port in self.usage.ports(self.slice.address, self.place) {
+            if let Some((number, bit)) = place_of(self.slice, self.place, port)
+                && let Some(block) = self.tables.blocks.get(first + number)
+            {
+                block.free.fetch_and(!(1 << bit));
+            }
+        }
+    }
+
     /// Frees the ports that have rested; whether any is still taken.
-    fn collect(&self, resting: &mut [u32]) -> bool {
+    fn collect(&self, resting: &mut Vec<u32>) -> bool {
         let mut busy = false;
         for (number, block) in self.blocks().filter(|(_, block)| held(block)) {
             let taken = block.usable.get() & !block.free.load();
@@ -270,7 +281,11 @@ impl Collector<'_> {
         busy
     }
 
-    fn has_rested(&self, number: u32, bit: u32, resting: &mut [u32]) -> bool {
+    fn has_rested(&self, number: u32, bit: u32, resting: &mut Vec<u32>) -> bool {
+        if resting.is_empty() {
+            // Only slices and protocols that are used take memory.
+            resting.resize(self.slice.size as usize, 0);
+        }
         let port = port_of(self.slice, self.place, number, bit);
         let Some(since) = resting.get_mut((u32::from(port) - self.slice.base) as usize) else {
             return false;

@@ -66,7 +66,16 @@ impl Usage {
         (0..PROTOCOLS).any(|place| self.ports.contains_key(&(address, place)))
     }
 
-    /// Ports in use of an address and protocol.
+    /// The ports in use of an address and protocol.
+    pub fn ports(&self, address: Ipv4, place: u32) -> impl Iterator<Item = u16> {
+        let words = self.ports.get(&(address, place)).into_iter().flatten();
+        words.enumerate().flat_map(|(index, word)| {
+            let bits = (0..64).filter(move |bit| word & (1 << bit) != 0);
+            bits.map(move |bit| (index * 64 + bit) as u16)
+        })
+    }
+
+    /// How many ports of an address and protocol are in use.
     pub fn used(&self, address: Ipv4, place: u32) -> u32 {
         self.ports
             .get(&(address, place))

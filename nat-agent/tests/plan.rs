@@ -41,6 +41,7 @@ fn facts() -> Facts {
     });
     Facts {
         links: links.collect(),
+        forwarding: true,
         ..Facts::default()
     }
 }
@@ -282,6 +283,22 @@ fn a_missing_device_blocks_its_client_and_is_said() {
     assert_eq!(wanted.clients["default/pod-1"].ifindex, 0);
     assert!(
         wanted.problems[0].contains("no device gone"),
+        "{:?}",
+        wanted.problems
+    );
+}
+
+#[test]
+fn a_node_that_does_not_forward_is_told_so() {
+    let pools = vec![pool("a", 10, 1, 128, 64, Path::Stack)];
+    let snapshot = snapshot(vec![outside()], pools, vec![]);
+    let facts = Facts {
+        forwarding: false,
+        ..facts()
+    };
+    let wanted = desired(&snapshot, &facts, &BTreeMap::new());
+    assert!(
+        wanted.problems[0].contains("net.ipv4.ip_forward=1"),
         "{:?}",
         wanted.problems
     );

@@ -95,5 +95,11 @@ reasons! {
         "The kernel refused access to the packet's bytes; please report this.";
 }
 
-/// How many reasons there are: the size of the drop counters.
+/// How many reasons there are.
 pub const REASONS: u32 = Reason::ALL.len() as u32;
+
+/// Size of the drop counters: room for reasons to come, so that one more does not
+/// change the layout of what is pinned.
+pub const REASON_SLOTS: u32 = 64;
+
+const _: () = assert!(REASONS <= REASON_SLOTS);

@@ -253,7 +253,9 @@ const HOP_TICKS: u32 = 16;
 /// Caches a next hop in a half.
 #[inline(always)]
 pub fn remember<W: World>(world: &W, half: &mut Half, hop: &Hop) {
-    half.generation = world.generation();
+    // Without the neighbour's address neither is the MTU known: the next packet asks again.
+    let complete = hop.destination_mac != [0; 6];
+    half.generation = if complete { world.generation() } else { 0 };
     half.ifindex = hop.ifindex;
     half.mtu = hop.mtu;
     half.gateway = hop.gateway;

@@ -16,7 +16,7 @@ use nat_common::{
         Address, Block, Client, Device, Event, ExcludeKey, FlowKey, Half, Ipv4, Mapping,
         MappingKey, Name, Page, Pool, Report, Settings, Slice,
     },
-    reason::{REASONS, Reason},
+    reason::{REASON_SLOTS, Reason},
     session::Opening,
     world::{Hop, InsertError, RouteQuery, World},
 };
@@ -68,7 +68,7 @@ static DEVICES: HashMap<u32, Device, 4096> = HashMap::new();
 static SETTINGS: Array<Settings, 1> = Array::new();
 /// Drops by reason.
 #[btf_map]
-static DROPS: PerCpuArray<u64, { REASONS as usize }> = PerCpuArray::new();
+static DROPS: PerCpuArray<u64, { REASON_SLOTS as usize }> = PerCpuArray::new();
 /// Memory for a session about to be opened.
 #[btf_map]
 static OPENING: PerCpuArray<Opening, 1> = PerCpuArray::new();

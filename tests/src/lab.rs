@@ -249,9 +249,14 @@ impl Lab {
         devices
     }
 
-    /// Ends the lab with the sniffer's verdict, which is an error for any frame that must not have been.
-    pub fn finish(mut self) -> Result<()> {
+    /// Ends the sniffer with its verdict, an error for any frame that must not have been. All else stays up.
+    pub fn verdict(&mut self) -> Result<()> {
         self.sniffer.take().map_or(Ok(()), Sniffer::finish)
+    }
+
+    /// Ends the lab with the sniffer's verdict.
+    pub fn finish(mut self) -> Result<()> {
+        self.verdict()
     }
 
     /// Ends the sniffer with its verdict and leaves all else in place.
@@ -262,7 +267,7 @@ impl Lab {
             .chain([&self.node, &self.server])
             .for_each(Netns::keep);
         self.directory.1 = true;
-        self.sniffer.take().map_or(Ok(()), Sniffer::finish)
+        self.verdict()
     }
 }
 

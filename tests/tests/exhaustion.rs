@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nat_tests::agent::Bed;
-use nat_tests::lab::{self, EGRESS, Host, OUTSIDE, SERVER};
+use nat_tests::lab::{self, Builder, EGRESS, Host, OUTSIDE, SERVER};
 use nat_tests::process;
 use nat_tests::programs::{self, UdpEcho};
 use nat_tests::sniffer::Sniffer;
@@ -57,8 +57,8 @@ fn refused(host: &Host, port: u16) -> Result<bool> {
     }
 }
 
-fn cap(path: &str) -> Result<()> {
-    let bed = Bed::start(lab::pods(2), |config| {
+fn cap(lab: Builder, path: &str) -> Result<()> {
+    let bed = Bed::start(lab, |config| {
         config
             .pool(path)
             .pool("portsPerClient: 128")
@@ -97,12 +97,17 @@ fn cap(path: &str) -> Result<()> {
 
 #[test]
 fn a_pod_at_its_cap_on_the_stack_path() -> Result<()> {
-    cap("path: stack")
+    cap(lab::pods(2), "path: stack")
 }
 
 #[test]
 fn a_pod_at_its_cap_on_the_direct_path() -> Result<()> {
-    cap("path: direct")
+    cap(lab::pods(2), "path: direct")
+}
+
+#[test]
+fn a_routed_client_at_its_cap_through_xdp() -> Result<()> {
+    cap(lab::routed(2), "path: stack")
 }
 
 /// Sends one datagram from each of `ports` of `host`, whether or not it has a socket there.

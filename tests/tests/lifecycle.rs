@@ -287,7 +287,8 @@ fn a_bad_file_changes_nothing() -> Result<()> {
         (nobodys.to_string(), "192.0.2.1"),
         ("devices: [".to_string(), ""),
     ];
-    for (file, words) in files {
+    let (bad, files) = (files, 4);
+    for (file, words) in bad {
         let checked = bed.agent.check(&file)?;
         let said = format!("{}{}", checked.stdout, checked.stderr);
         ensure!(
@@ -314,6 +315,13 @@ fn a_bad_file_changes_nothing() -> Result<()> {
             Ok(())
         })?;
     }
+    // The log lies beside the file: writing it must not make the agent read the file again and again.
+    thread::sleep(Duration::from_millis(500));
+    let said = bed.agent.log().matches("is refused").count();
+    ensure!(
+        said <= 2 * files,
+        "{said} refusals in the log for {files} bad files"
+    );
     // A file that differs from the last good one, so that it is applied and not only accepted.
     let moved = good.clone().pool("portsPerClient: 2048");
     bed.agent.reload(&moved)?;
@@ -378,4 +386,109 @@ fn traces(lab: &Lab) -> Result<String> {
         "{programs}\n{links:?}\n{filters}\n{rules}\n{}",
         node.run("ip -o addr show")?
     ))
+}
+
+/// `natctl` tells the same with the agent and without, and finds flows by client, address and port.
+#[test]
+fn natctl_shows_what_goes_on() -> Result<()> {
+    let mut bed = Bed::start(lab::pods(2), |config| config)?;
+    let hosts = bed.lab.hosts.clone();
+    let _servers = (
+        TcpEcho::start(&bed.lab.server, ECHO)?,
+        UdpEcho::start(&bed.lab.server, ECHO)?,
+    );
+    let mut talk = TcpTalk::connect(&hosts[0], 5000, ECHO)?;
+    talk.exchange(10_000)?;
+    let seen = udp_seen(&hosts[1], 5001)?;
+    for agent_runs in [true, false] {
+        if !agent_runs {
+            bed.agent.kill()?;
+        }
+        let tcp = flows(&bed, "--client default/pod1")?;
+        ensure!(tcp.len() == 1, "{tcp:?}");
+        ensure!(
+            tcp[0]["protocol"] == "tcp" && tcp[0]["state"] == "established",
+            "{tcp:?}"
+        );
+        ensure!(tcp[0]["egress"]["port"] == talk.seen.port(), "{tcp:?}");
+        ensure!(tcp[0]["out"]["bytes"].as_u64() > Some(10_000), "{tcp:?}");
+        let udp = flows(&bed, &format!("--port {}", seen.port()))?;
+        ensure!(
+            udp.len() == 1 && udp[0]["inside"]["port"] == 5001,
+            "{udp:?}"
+        );
+        ensure!(flows(&bed, &format!("--address {}", hosts[1].address))?.len() == 1);
+        ensure!(flows(&bed, &format!("--address {}", EGRESS[0]))?.len() == 2);
+        ensure!(flows(&bed, "--port 9")?.is_empty());
+        let status = bed.agent.status()?;
+        ensure!(status.is_running() == agent_runs, "{}", status.0);
+        ensure!(status.ports(EGRESS[0], "tcp", "used")? == 1, "{}", status.0);
+        ensure!(status.client("default/pod1")?["egress"] == EGRESS[0].to_string());
+    }
+    bed.finish()
+}
+
+fn flows(bed: &Bed, filter: &str) -> Result<Vec<serde_json::Value>> {
+    let text = bed.agent.natctl(&format!("flows -o json {filter}"))?;
+    let answer: serde_json::Value = serde_json::from_str(&text)?;
+    Ok(answer["flows"].as_array().context("no flows")?.clone())
+}
+
+/// A pod is replaced by another with the same address and the same name of its link: other pods do not notice, the
+/// new one is translated, and nothing of it leaves before.
+#[test]
+fn a_pods_link_is_replaced() -> Result<()> {
+    let bed = Bed::start(lab::pods(2), |config| config)?;
+    let hosts = bed.lab.hosts.clone();
+    let _servers = (
+        TcpEcho::start(&bed.lab.server, ECHO)?,
+        UdpEcho::start(&bed.lab.server, ECHO)?,
+    );
+    let mut talk = TcpTalk::connect(&hosts[1], 0, ECHO)?;
+    udp_seen(&hosts[0], 4000)?;
+    let (node, device, address) = (&bed.lab.node, &hosts[0].device, hosts[0].address);
+    node.ip(&format!("link del {device}"))?;
+    talk.exchange(1000)
+        .context("another pod while the link was gone")?;
+    node.ip(&format!(
+        "link add {device} type veth peer name {OUTSIDE} netns {}",
+        hosts[0].netns.name()
+    ))?;
+    // The pod speaks as soon as it can: the programs may come later, its own address must not get out.
+    hosts[0].netns.ip(&format!(
+        "address add {address}/32 dev {OUTSIDE}\nlink set {OUTSIDE} up\n\
+         route add default via 169.254.1.1 dev {OUTSIDE} onlink"
+    ))?;
+    node.ip(&format!(
+        "link set {device} up\nroute add {address}/32 dev {device}"
+    ))?;
+    process::eventually(Duration::from_secs(10), "the new link to be served", || {
+        let socket = programs::udp_socket(&hosts[0], 0, ECHO)?;
+        socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+        ensure!(*programs::udp_ask(&socket)?.ip() == EGRESS[0]);
+        Ok(())
+    })?;
+    talk.exchange(1000)?;
+    bed.finish()
+}
+
+/// A file that is changed while the agent is away applies when it returns.
+#[test]
+fn a_change_while_it_is_away() -> Result<()> {
+    let mut bed = Bed::start(lab::pods(1), |config| config)?;
+    let host = bed.lab.hosts[0].clone();
+    let _servers = (
+        TcpEcho::start(&bed.lab.server, ECHO)?,
+        UdpEcho::start(&bed.lab.server, ECHO)?,
+    );
+    let mut talk = TcpTalk::connect(&host, 0, ECHO)?;
+    let mut config = Config::new(&bed.lab);
+    config.pools[0].addresses = vec![EGRESS[1]];
+    bed.agent.kill()?;
+    bed.agent.write_config(&config)?;
+    ensure!(*udp_seen(&host, 4000)?.ip() == EGRESS[0]);
+    bed.agent.restart()?;
+    ensure!(*udp_seen(&host, 4001)?.ip() == EGRESS[1]);
+    talk.exchange(1000).context("what was open before")?;
+    bed.finish()
 }

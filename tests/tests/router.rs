@@ -67,6 +67,46 @@ fn programs_through_native_xdp() -> Result<()> {
     bed.finish()
 }
 
+/// The same router without native XDP: by tcx, which needs no checksums in place, and in XDP's generic mode.
+#[test]
+fn programs_without_native_xdp() -> Result<()> {
+    let as_is = lab::routed(1).offload_off(&[]).gro_on(&[]);
+    for (lab, xdp, hook, mode) in [
+        (as_is, "off", "tcx ingress", "tcx"),
+        (lab::routed(1), "generic", "xdp", "generic"),
+    ] {
+        let bed = Bed::start(lab, |mut config| {
+            for device in &mut config.devices {
+                *device = device.replace("native", xdp);
+            }
+            config
+        })?;
+        let (lab, host) = (&bed.lab, &bed.lab.hosts[0]);
+        for device in [OUTSIDE, INSIDE] {
+            let status = bed.agent.status()?;
+            let hooks = status.device(device)?["hooks"].clone();
+            let wanted = |entry: &serde_json::Value| entry["hook"] == hook && entry["mode"] == mode;
+            ensure!(
+                hooks.as_array().context("no hooks")?.iter().any(wanted),
+                "{xdp}: {hooks}"
+            );
+        }
+        let (nginx, iperf) = (Nginx::start(lab, 4)?, Iperf::start(lab, SERVER)?);
+        let _echo = UdpEcho::start(&lab.server, ECHO)?;
+        let work = || -> Result<()> {
+            let socket = programs::udp_socket(host, 4000, ECHO)?;
+            ensure!(*programs::udp_ask(&socket)?.ip() == EGRESS[0]);
+            programs::download(lab, &nginx, host, SERVER, "")?;
+            ensure!(iperf.run(host, 1, "")?.bytes > 4 << 20);
+            ensure!(programs::ping(host, SERVER, 3, "")? == 3);
+            Ok(())
+        };
+        work().with_context(|| xdp)?;
+        bed.finish()?;
+    }
+    Ok(())
+}
+
 #[test]
 fn colliding_ports() -> Result<()> {
     let bed = start(2, |config| config)?;

@@ -34,6 +34,11 @@ const HOST: &[(&str, &str, &[&str])] = &[
         "unit tests of every crate",
         &["--release", "--lib", "--bins"],
     ),
+    (
+        "plan",
+        "from configurations to operations, for many random ones",
+        &["--release", "-p", "nat-agent", "--test", "plan"],
+    ),
 ];
 
 /// Files of tests/tests, first to last, with what they are and their limit in

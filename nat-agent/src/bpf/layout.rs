@@ -11,7 +11,7 @@ use nat_common::{
         Address, Block, Client, Device, Event, FlowKey, Half, Mapping, MappingKey, Name,
         PAGE_BLOCKS, PROTOCOLS, Page, Pool, Report, Settings, Slice,
     },
-    reason::REASONS,
+    reason::REASON_SLOTS,
 };
 
 use super::{pins::Pins, sys};
@@ -91,7 +91,7 @@ pub fn shapes(limits: &Limits) -> Vec<Shape> {
         shape("FREE_BLOCKS", ARRAY_OF_MAPS, 4, 4, address * PROTOCOLS),
         shape("DEVICES", HASH, 4, size_of::<Device>(), 4096),
         shape("SETTINGS", ARRAY, 4, size_of::<Settings>(), 1),
-        shape("DROPS", PER_CPU_ARRAY, 4, 8, REASONS),
+        shape("DROPS", PER_CPU_ARRAY, 4, 8, REASON_SLOTS),
         shape("EVENTS", RING_BUFFER, 0, 0, 65_536),
         shape("NAMES", HASH, 4, size_of::<Name>(), 65_536),
         shape("POOLS", HASH, 4, size_of::<Pool>(), 1024),

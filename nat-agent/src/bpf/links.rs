@@ -28,17 +28,18 @@ pub enum Hook {
     Egress,
 }
 
-/// What a program is there for; a device has at most one for each.
+/// What a program is there for; a device has at most one for each. In the order in
+/// which they are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Job {
+    /// tcx: the guard on the way out.
+    Guard,
+    /// tcx: answers come in.
+    Answers,
     /// XDP, either way.
     Xdp,
     /// tcx: clients' packets come in.
     Client,
-    /// tcx: answers come in.
-    Answers,
-    /// tcx: the guard on the way out.
-    Guard,
 }
 
 /// A program on a device.

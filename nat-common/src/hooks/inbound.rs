@@ -35,7 +35,11 @@ pub fn inbound<F: Frame, W: World>(
 ) -> Verdict {
     match ethernet::payload(frame) {
         Payload::Ipv4 => {}
-        Payload::Arp if arp::answer(frame, world, ingress) => return Verdict::Reply,
+        // XDP leaves ARP to tcx, which answers on every device: what XDP sends back on a
+        // veth stays there until something else goes the same way.
+        Payload::Arp if layer == Layer::Tcx && arp::answer(frame, world, ingress) => {
+            return Verdict::Reply;
+        }
         Payload::Arp | Payload::Other => return Verdict::Pass,
     }
     let packet = match ipv4::parse(frame) {

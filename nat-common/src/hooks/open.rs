@@ -93,11 +93,16 @@ pub fn session<'a, F: Frame, W: World>(
     {
         return Ok(half);
     }
-    let opening = world.opening().ok_or(Verdict::Drop(Reason::Contention))?;
     let headers = transport::headers(&arrival.packet, &arrival.transport);
-    opening.wire_length = frame.wire_length(arrival.packet.length, headers);
-    opening.arrival = *arrival;
+    // Every step takes the memory anew: two of them never hold it at once.
+    let opening = || world.opening().ok_or(Verdict::Drop(Reason::Contention));
+    {
+        let opening = opening()?;
+        opening.wire_length = frame.wire_length(arrival.packet.length, headers);
+        opening.arrival = *arrival;
+    }
     if !world.admit() {
+        let opening = opening()?;
         return Err(match opening.refusal {
             Refusal::Pass => Verdict::Pass,
             Refusal::ByStack => arrival.way.by_stack(),
@@ -105,14 +110,14 @@ pub fn session<'a, F: Frame, W: World>(
         });
     }
     if !world.map() || !world.create() {
-        let reason = opening.reason;
-        if matches!(reason, Reason::PortsExhausted | Reason::ClientCap) {
-            tell(frame, world, arrival, opening.client, reason);
+        let opening = opening()?;
+        if matches!(opening.reason, Reason::PortsExhausted | Reason::ClientCap) {
+            tell(frame, world, arrival, opening.client, opening.reason);
         }
-        return Err(Verdict::Drop(reason));
+        return Err(Verdict::Drop(opening.reason));
     }
     world
-        .forward(&opening.key)
+        .forward(&opening()?.key)
         .ok_or(Verdict::Drop(Reason::Contention))
 }
 

@@ -19,7 +19,9 @@ fuzz_target!(|data: &[u8]| {
     static KERNEL: OnceLock<SyncSender<Order>> = OnceLock::new();
     let kernel = KERNEL.get_or_init(start);
     let (done, wait) = sync_channel(1);
-    kernel.send((data.to_vec(), done)).expect("the kernel's thread");
+    kernel
+        .send((data.to_vec(), done))
+        .expect("the kernel's thread");
     wait.recv().expect("no difference");
 });
 
@@ -31,7 +33,7 @@ fn start() -> SyncSender<Order> {
         let ended = Kernel::with(&name, move |kernel| {
             for (data, done) in incoming {
                 fuzz_differential(kernel, &data);
-                drop(done.send(()));
+                done.send(()).expect("someone who waits");
             }
             Ok(())
         });

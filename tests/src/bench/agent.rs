@@ -88,9 +88,9 @@ impl Setup {
         }
     }
 
-    /// The tables at their defaults unless the mix needs larger ones.
+    /// The tables at their defaults (262,144 sessions) unless the mix needs larger ones.
     fn limits(&self) -> Vec<String> {
-        if self.mix.flows() > 100_000 {
+        if self.mix.flows() > 200_000 {
             vec!["limits: {sessions: 2097152}".into()]
         } else {
             Vec::new()

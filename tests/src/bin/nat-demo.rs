@@ -80,7 +80,7 @@ fn run(arguments: &Arguments) -> Result<()> {
 fn demonstrate(keep: bool) -> Result<()> {
     let start = Instant::now();
     println!("natctl: two pods, one egress address, {}\n", EGRESS[0]);
-    let lab = build(keep)?;
+    let mut lab = build(keep)?;
     let mut agent = start_agent(&lab)?;
     let mut nginx = Nginx::start(&lab, FILE_MIB)?;
     let mut echo = start_udp_server(&lab)?;
@@ -97,8 +97,8 @@ fn demonstrate(keep: bool) -> Result<()> {
         echo.keep();
         return lab.keep();
     }
-    drop((agent, nginx, echo));
-    lab.finish()?;
+    lab.verdict()?;
+    drop((agent, nginx, echo, lab));
     println!(
         "Everything is removed again. It took {:.1} s.",
         start.elapsed().as_secs_f32()

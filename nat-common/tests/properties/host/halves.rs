@@ -26,10 +26,6 @@ impl Halves {
     }
 
     /// The half of this flow.
-    #[expect(
-        clippy::mut_from_ref,
-        reason = "entries of a shared table, see the trait `World`"
-    )]
     pub fn get(&self, key: &FlowKey) -> Option<&mut Half> {
         let entries = self.entries.borrow();
         entries.get(key).map(|half| half.lend())

@@ -16,10 +16,6 @@ impl<T> Lent<T> {
 
     /// The value. The core holds one half, and one opening, at a time, and ends
     /// no session whose half it holds.
-    #[expect(
-        clippy::mut_from_ref,
-        reason = "entries of shared tables, see the trait `World`"
-    )]
     pub fn lend<'a>(&self) -> &'a mut T {
         // SAFETY: by the rule above there is no other reference, and the value
         // lives: tables outlive the packet's run over them.

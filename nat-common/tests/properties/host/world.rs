@@ -86,10 +86,6 @@ fn covers(prefix: &Ipv4, length: u8, address: &Ipv4) -> bool {
     u32::from(length) <= differing.leading_zeros()
 }
 
-#[expect(
-    clippy::mut_from_ref,
-    reason = "entries of shared tables, see the trait"
-)]
 impl World for HostWorld {
     fn forward(&self, key: &FlowKey) -> Option<&mut Half> {
         self.tables.forward.get(key)
