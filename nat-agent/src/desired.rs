@@ -8,7 +8,8 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net};
 use nat_common::abi::{
-    DEVICE_EXCLUSIVE, DEVICE_OUTSIDE, DEVICE_XDP, Delivery, Device as DeviceEntry, PAGE_BLOCKS,
+    DEVICE_EXCLUSIVE, DEVICE_GENERIC, DEVICE_OUTSIDE, DEVICE_XDP, Delivery, Device as DeviceEntry,
+    PAGE_BLOCKS,
 };
 
 use crate::{
@@ -241,6 +242,9 @@ impl Place<'_> {
         }
         if self.xdp.is_some() {
             flags |= DEVICE_XDP;
+        }
+        if self.xdp == Some(Hook::XdpGeneric) {
+            flags |= DEVICE_GENERIC;
         }
         if self.exclusive {
             flags |= DEVICE_EXCLUSIVE;

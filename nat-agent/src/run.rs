@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
     net::Ipv4Addr,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -48,8 +49,11 @@ pub async fn run(file: &Path, pins: &Pins) -> Result<()> {
     let snapshot = load(file)?;
     pins.prepare()?;
     let lock = pins.lock()?;
+    // Watched before it is applied: a change in between is not missed.
+    let (_watcher, changes) = watch(file)?;
     let mut agent = Agent::start(file, pins, lock, snapshot).await?;
-    agent.serve().await
+    agent.look_again();
+    agent.serve(changes).await
 }
 
 /// Reads the configuration file.
@@ -75,6 +79,8 @@ struct Agent {
     /// Egress addresses that are still in use.
     busy: BTreeSet<Ipv4Addr>,
     report: Report,
+    /// The file as it was last read, to tell a change from a neighbour's.
+    text: String,
     /// Why the file is refused, while it is.
     refused: Option<String>,
     /// What the last round could not do.
@@ -106,6 +112,7 @@ impl Agent {
             sweep: Sweep::default(),
             busy,
             report,
+            text: fs::read_to_string(file).unwrap_or_default(),
             refused: None,
             waiting: Vec::new(),
             announced: BTreeSet::new(),
@@ -120,8 +127,7 @@ impl Agent {
         Ok(agent)
     }
 
-    async fn serve(&mut self) -> Result<()> {
-        let (_watcher, mut changes) = watch(&self.file)?;
+    async fn serve(&mut self, mut changes: mpsc::Receiver<()>) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
@@ -137,7 +143,7 @@ impl Agent {
                 _ = changes.recv() => {
                     sleep(SETTLE).await;
                     while changes.try_recv().is_ok() {}
-                    self.reload();
+                    self.look_again();
                 }
                 change = self.netlink.next() => self.follow(change).await,
                 told = self.teller.next() => told?,
@@ -153,8 +159,16 @@ impl Agent {
         Ok(())
     }
 
+    /// Something in the file's directory has changed. The agent's own log may lie there.
+    fn look_again(&mut self) {
+        if fs::read_to_string(&self.file).unwrap_or_default() != self.text {
+            self.reload();
+        }
+    }
+
     /// The file has changed: the new state, or the last good one.
     fn reload(&mut self) {
+        self.text = fs::read_to_string(&self.file).unwrap_or_default();
         match load(&self.file).and_then(|snapshot| self.accept(&snapshot).map(|()| snapshot)) {
             Ok(snapshot) => {
                 self.refused = None;

@@ -267,9 +267,9 @@ fn hooks_follow_devices_and_paths() {
     assert_eq!(
         one_armed.1,
         [
-            "xdp_outside",
-            "outside_ingress",
             "outside_egress",
+            "outside_ingress",
+            "xdp_outside",
             "client_stack"
         ]
     );

@@ -336,6 +336,9 @@ pub struct Device {
 pub const DEVICE_OUTSIDE: u32 = 1;
 /// An XDP program translates here.
 pub const DEVICE_XDP: u32 = 2;
+/// XDP is generic here: it answers ARP, because behind it tcx sees packets without
+/// their Ethernet header.
+pub const DEVICE_GENERIC: u32 = 8;
 /// The device is one pod's: any source that is not the pod's own is refused.
 pub const DEVICE_EXCLUSIVE: u32 = 4;
 

@@ -4,6 +4,8 @@
 //! over byte slices and plain collections. The core is generic over them and
 //! inlined whole: no call goes through a pointer.
 
+use network_types::eth::EthHdr;
+
 use crate::{
     abi::{
         Address, Block, Client, Device, FlowKey, Half, Ipv4, Mac, Mapping, MappingKey, Page, Slice,
@@ -24,6 +26,11 @@ pub trait Frame {
 
     /// Whether a VLAN tag was taken off the frame and stands beside it.
     fn tagged(&self) -> bool;
+
+    /// The protocol of the payload, big-endian as in the header.
+    fn ether_type(&self) -> Option<u16> {
+        self.load::<EthHdr>(0).map(|header| header.ether_type)
+    }
 
     /// A header at an offset, `None` past the end.
     fn load<T: Header>(&self, at: usize) -> Option<T>;

@@ -7,11 +7,16 @@ use aya_ebpf::{
 };
 use core::mem::MaybeUninit;
 use nat_common::{
-    packet::checksum::{update, update_udp},
+    packet::{
+        checksum::{update, update_udp},
+        ethernet,
+    },
     raw::{Header, opaque},
     world::{Frame, Patch},
 };
 
+/// Where the Ethernet header says what it carries.
+const ETHER_TYPE: usize = 12;
 /// Headers are within this many bytes: Ethernet, IPv4 with options, TCP without.
 const HEADERS: u32 = 14 + 60 + 20;
 
@@ -130,6 +135,8 @@ pub struct SkbFrame {
     context: *mut __sk_buff,
     start: usize,
     end: usize,
+    /// Bytes of the Ethernet header that are not there.
+    missing: usize,
 }
 
 impl SkbFrame {
@@ -140,6 +147,7 @@ impl SkbFrame {
             context,
             start: 0,
             end: 0,
+            missing: 0,
         };
         frame.reach();
         let wanted = if frame.length() < HEADERS {
@@ -154,6 +162,26 @@ impl SkbFrame {
             frame.reach();
         }
         frame
+    }
+
+    /// The packet of this context, where generic XDP may have been before: the
+    /// kernel then hands it on without its Ethernet header (seen on Linux 6.18).
+    #[inline(always)]
+    pub fn behind_xdp(context: *mut __sk_buff) -> Self {
+        let mut frame = Self::new(context);
+        let there = load::<[u8; 2]>(frame.start, frame.end, ETHER_TYPE);
+        if there.map(u16::from_ne_bytes) != frame.ether_type() {
+            frame.missing = ethernet::PAYLOAD;
+        }
+        frame
+    }
+
+    /// Where an offset of the frame is in the bytes that are there. Made whole before
+    /// it is added: the verifier refuses a packet's start less something.
+    #[inline(always)]
+    fn place(&self, at: usize) -> Option<usize> {
+        let place = at.checked_sub(self.missing)?;
+        Some(opaque(place as u64) as usize)
     }
 
     /// Takes the bounds anew: helpers that write move the bytes.
@@ -179,12 +207,18 @@ impl Frame for SkbFrame {
     #[inline(always)]
     fn length(&self) -> u32 {
         // SAFETY: the context is the kernel's.
-        unsafe { (*self.context).len }
+        unsafe { (*self.context).len + self.missing as u32 }
     }
 
     #[inline(always)]
     fn holds(&self, bytes: u32) -> bool {
         bytes <= self.length()
+    }
+
+    #[inline(always)]
+    fn ether_type(&self) -> Option<u16> {
+        // SAFETY: the context is the kernel's.
+        Some(unsafe { (*self.context).protocol } as u16)
     }
 
     #[inline(always)]
@@ -195,12 +229,12 @@ impl Frame for SkbFrame {
 
     #[inline(always)]
     fn load<T: Header>(&self, at: usize) -> Option<T> {
-        load(self.start, self.end, at)
+        load(self.start, self.end, self.place(at)?)
     }
 
     #[inline(always)]
     fn store<const N: usize>(&mut self, at: usize, bytes: &[u8; N]) -> Option<()> {
-        store(self.start, self.end, at, bytes)
+        store(self.start, self.end, self.place(at)?, bytes)
     }
 
     /// Through the helper, which knows where the checksum is kept: in the
@@ -214,11 +248,11 @@ impl Frame for SkbFrame {
         };
         if let Some(addresses) = patch.addresses {
             let flags = mangled | u64::from(BPF_F_PSEUDO_HDR);
-            self.replace(at, 0, u64::from(addresses.0), flags)?;
+            self.replace(at - self.missing, 0, u64::from(addresses.0), flags)?;
         }
         let from = u64::from(u16::from_ne_bytes(patch.from_port));
         let to = u64::from(u16::from_ne_bytes(patch.to_port));
-        self.replace(at, from, to, mangled | 2)
+        self.replace(at - self.missing, from, to, mangled | 2)
     }
 
     #[inline(always)]

@@ -148,7 +148,6 @@ fn inserted(result: Result<(), i32>) -> Result<(), InsertError> {
     })
 }
 
-#[expect(clippy::mut_from_ref, reason = "entries of shared maps; see the trait")]
 impl World for Node {
     #[inline(always)]
     fn forward(&self, key: &FlowKey) -> Option<&mut Half> {

@@ -37,7 +37,7 @@ const INET: u32 = 2;
 pub fn client_stack(context: TcContext) -> i32 {
     let skb = context.skb.skb;
     let node = Node::new(&context, Neighbours::Found);
-    act(skb, mark(&SkbFrame::new(skb), &node, ifindex(skb)))
+    act(skb, mark(&SkbFrame::behind_xdp(skb), &node, ifindex(skb)))
 }
 
 /// Ingress of a client's device, direct path: translates and sends on.
@@ -68,7 +68,12 @@ pub fn outside_ingress(context: TcContext) -> i32 {
     let node = Node::new(&context, Neighbours::Found);
     act(
         skb,
-        inbound(&mut SkbFrame::new(skb), &node, ifindex(skb), Layer::Tcx),
+        inbound(
+            &mut SkbFrame::behind_xdp(skb),
+            &node,
+            ifindex(skb),
+            Layer::Tcx,
+        ),
     )
 }
 

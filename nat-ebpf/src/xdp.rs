@@ -1,7 +1,7 @@
 //! XDP entry points. One place turns verdicts into XDP actions.
 
 use aya_ebpf::{
-    bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS},
+    bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX},
     helpers::generated::bpf_redirect,
     macros::xdp,
     programs::XdpContext,
@@ -68,6 +68,7 @@ fn ifindex(context: &XdpContext) -> u32 {
 fn act(verdict: Verdict) -> u32 {
     match verdict {
         Verdict::Pass | Verdict::Stack => XDP_PASS,
+        Verdict::Reply => XDP_TX,
         // SAFETY: a helper with plain arguments.
         Verdict::Redirect { ifindex } => unsafe { bpf_redirect(ifindex, 0) as u32 },
         Verdict::Drop(reason) => {
@@ -75,8 +76,6 @@ fn act(verdict: Verdict) -> u32 {
             XDP_DROP
         }
         // These are tcx's; the core does not give them to XDP.
-        Verdict::Mark | Verdict::Neighbour { .. } | Verdict::Peer { .. } | Verdict::Reply => {
-            XDP_ABORTED
-        }
+        Verdict::Mark | Verdict::Neighbour { .. } | Verdict::Peer { .. } => XDP_ABORTED,
     }
 }

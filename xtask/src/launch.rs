@@ -21,6 +21,9 @@ pub struct DemoArgs {
     /// Leave everything up to explore, and say how
     #[arg(long)]
     keep: bool,
+    /// Only remove what an earlier demo left
+    #[arg(long, conflicts_with = "keep")]
+    clean: bool,
     /// More arguments for nat-demo
     #[arg(last = true)]
     more: Vec<String>,
@@ -47,6 +50,9 @@ pub fn demo(args: &DemoArgs) -> Result<()> {
     let mut command = program(&built, "nat-demo");
     if args.keep {
         command.arg("--keep");
+    }
+    if args.clean {
+        command.arg("--clean");
     }
     become_it(command.args(&args.more))
 }

@@ -2,7 +2,7 @@
 //! delivered; what is for an egress address and answers nobody is dropped.
 
 use crate::{
-    abi::{ADDRESS_OWN, Delivery, Half},
+    abi::{ADDRESS_OWN, DEVICE_GENERIC, Delivery, Half},
     packet::{
         arp,
         ethernet::{self, Payload},
@@ -35,9 +35,7 @@ pub fn inbound<F: Frame, W: World>(
 ) -> Verdict {
     match ethernet::payload(frame) {
         Payload::Ipv4 => {}
-        // XDP leaves ARP to tcx, which answers on every device: what XDP sends back on a
-        // veth stays there until something else goes the same way.
-        Payload::Arp if layer == Layer::Tcx && arp::answer(frame, world, ingress) => {
+        Payload::Arp if answers(world, ingress, layer) && arp::answer(frame, world, ingress) => {
             return Verdict::Reply;
         }
         Payload::Arp | Payload::Other => return Verdict::Pass,
@@ -54,6 +52,17 @@ pub fn inbound<F: Frame, W: World>(
         return unknown(world, &packet, Reason::NoSession);
     };
     deliver(frame, world, &packet, &transport, half, ingress, layer).unwrap_or_else(Verdict::Drop)
+}
+
+/// Whether ARP is this layer's to answer. It is tcx's, on every device: what native
+/// XDP sends back on a veth stays there until something else goes the same way.
+/// Only behind generic XDP tcx lacks the Ethernet header to do it.
+#[inline(always)]
+fn answers<W: World>(world: &W, ingress: u32, layer: Layer) -> bool {
+    layer == Layer::Tcx
+        || world
+            .device(ingress)
+            .is_some_and(|device| device.flags & DEVICE_GENERIC != 0)
 }
 
 /// No session: the kernel's, unless it is for an address that is ours alone.

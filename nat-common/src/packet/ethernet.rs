@@ -22,18 +22,13 @@ pub const PAYLOAD: usize = EthHdr::LEN;
 /// What the frame carries; `Other` for a frame too short to say.
 #[inline(always)]
 pub fn payload<F: Frame>(frame: &F) -> Payload {
-    let Some(header) = frame.load::<EthHdr>(0) else {
-        return Payload::Other;
-    };
     if frame.tagged() {
         return Payload::Other;
     }
-    if header.ether_type == EtherType::Ipv4 as u16 {
-        Payload::Ipv4
-    } else if header.ether_type == EtherType::Arp as u16 {
-        Payload::Arp
-    } else {
-        Payload::Other
+    match frame.ether_type() {
+        Some(ether_type) if ether_type == EtherType::Ipv4 as u16 => Payload::Ipv4,
+        Some(ether_type) if ether_type == EtherType::Arp as u16 => Payload::Arp,
+        _ => Payload::Other,
     }
 }
 

@@ -135,6 +135,11 @@ impl Agent {
             .context("nat-agent (NAT_AGENT names another one)")?;
         Ok(this)
     }
+
+    /// Where it pins what it loads.
+    pub fn bpffs(&self) -> &std::path::Path {
+        &self.bpffs
+    }
 }
 
 impl Drop for Agent {

@@ -3,12 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use aya::maps::loaded_maps;
+use aya::maps::MapInfo;
+use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::loaded_programs;
 
-use super::agent::{Agent, Path, Setup};
+use super::agent::{self, Agent, Setup};
 use super::mix::Mix;
 use super::topology::Topology;
 
@@ -33,14 +35,14 @@ pub struct Size {
 }
 
 impl Footprint {
-    /// Starts the agent as a router and for a local pod, and looks at what each start has added:
-    /// the larger of the two where they differ.
+    /// Starts the agent as a router and for a local pod and looks at what it has pinned: the
+    /// larger of the two where they differ. (Other agents may come and go on this machine.)
     pub fn measure() -> Result<Self> {
         let mut both = Self::default();
         for router in [true, false] {
             let one = Self::of(&Setup {
                 mix: Mix::ONE,
-                path: Path::Direct,
+                path: agent::Path::Direct,
                 router,
             })?;
             if one.bytes() > both.bytes() {
@@ -53,11 +55,23 @@ impl Footprint {
 
     fn of(setup: &Setup) -> Result<Self> {
         let topology = Topology::create()?;
-        let (maps, programs) = (map_ids()?, program_ids()?);
-        let _agent = Agent::start(&topology.gateway, setup)?;
+        let agent = Agent::start(&topology.gateway, setup)?;
+        let (mut maps, mut links) = (BTreeMap::new(), BTreeSet::new());
+        for file in files(agent.bpffs())? {
+            if file.components().any(|part| part.as_os_str() == "links") {
+                links.insert(
+                    FdLink::from(PinnedLink::from_pin(&file)?)
+                        .info()?
+                        .program_id(),
+                );
+            } else {
+                let info = MapInfo::from_pin(&file)?;
+                maps.insert(info.id(), info);
+            }
+        }
         Ok(Self {
-            maps: new_maps(&maps)?,
-            programs: new_programs(&programs)?,
+            maps: charged(maps.into_values())?,
+            programs: sizes(&links)?,
         })
     }
 
@@ -67,37 +81,40 @@ impl Footprint {
     }
 }
 
-fn map_ids() -> Result<BTreeSet<u32>> {
-    loaded_maps().map(|info| Ok(info?.id())).collect()
-}
-
-fn program_ids() -> Result<BTreeSet<u32>> {
-    loaded_programs().map(|info| Ok(info?.id())).collect()
-}
-
-/// The maps that are not among `before`, with the bytes charged for them.
-fn new_maps(before: &BTreeSet<u32>) -> Result<BTreeMap<String, u64>> {
-    let mut bytes = BTreeMap::new();
-    for info in loaded_maps() {
-        let info = info?;
-        if !before.contains(&info.id()) {
-            let map = info.fd()?;
-            let file = format!("/proc/self/fdinfo/{}", map.as_fd().as_raw_fd());
-            let text = fs::read_to_string(&file)?;
-            let charged = text.lines().find_map(|line| line.strip_prefix("memlock:"));
-            let charged: u64 = charged.context("no memlock")?.trim().parse()?;
-            *bytes.entry(name(info.name())).or_default() += charged;
+/// All files below `directory`.
+fn files(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).with_context(|| directory.display().to_string())? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            found.extend(files(&entry.path())?);
+        } else {
+            found.push(entry.path());
         }
+    }
+    Ok(found)
+}
+
+/// The bytes that the kernel charges for these maps, by name.
+fn charged(maps: impl Iterator<Item = MapInfo>) -> Result<BTreeMap<String, u64>> {
+    let mut bytes = BTreeMap::new();
+    for info in maps {
+        let map = info.fd()?;
+        let file = format!("/proc/self/fdinfo/{}", map.as_fd().as_raw_fd());
+        let text = fs::read_to_string(&file)?;
+        let charged = text.lines().find_map(|line| line.strip_prefix("memlock:"));
+        let charged: u64 = charged.context("no memlock")?.trim().parse()?;
+        *bytes.entry(name(info.name())).or_default() += charged;
     }
     Ok(bytes)
 }
 
-/// The programs that are not among `before`. The kernel cuts their names at 15 characters.
-fn new_programs(before: &BTreeSet<u32>) -> Result<BTreeMap<String, Size>> {
+/// The sizes of the programs with these numbers. The kernel cuts names at 15 characters.
+fn sizes(ids: &BTreeSet<u32>) -> Result<BTreeMap<String, Size>> {
     let mut sizes = BTreeMap::new();
     for info in loaded_programs() {
         let info = info?;
-        if !before.contains(&info.id()) {
+        if ids.contains(&info.id()) {
             let size = Size {
                 // An instruction is eight bytes.
                 instructions: info.size_translated().context("not for our eyes")? / 8,

@@ -1,6 +1,23 @@
-//! What kind of machine the figures are from.
+//! The machine: what kind it is, and that one benchmark at a time has it.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
+
+use anyhow::{Context, Result};
+
+/// Waits until no other benchmark runs on this machine: two at once would measure each other, and
+/// put back each other's settings. It is this one's turn while the value lives.
+pub fn take() -> Result<File> {
+    let path = "/run/nat-bench.lock";
+    let file = File::create(path).with_context(|| path)?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            eprintln!("waiting for another nat-bench to end");
+            file.lock()?;
+        }
+        other => other?,
+    }
+    Ok(file)
+}
 
 /// Processor, number of CPUs, memory and kernel in a line; no names of hosts.
 pub fn describe() -> String {

@@ -24,10 +24,11 @@ pub struct Options {
 impl Options {
     /// Those of `candidates` that are to be measured.
     pub fn chosen(&self, candidates: Vec<Box<dyn Candidate>>) -> Result<Vec<Box<dyn Candidate>>> {
-        let wanted = |candidate: &Box<dyn Candidate>| {
-            self.only.is_empty() || self.only.iter().any(|name| name == candidate.name())
-        };
-        let chosen: Vec<_> = candidates.into_iter().filter(wanted).collect();
+        let wanted = |name| self.only.is_empty() || self.only.iter().any(|only| only == name);
+        let chosen: Vec<_> = candidates
+            .into_iter()
+            .filter(|candidate| wanted(candidate.name()))
+            .collect();
         ensure!(
             !chosen.is_empty(),
             "has no candidate {}",

@@ -51,6 +51,7 @@ fn main() -> Result<ExitCode> {
         sys::is_root(),
         "the benchmarks make network namespaces: run them as root"
     );
+    let _turn = machine::take()?;
     sys::hold_signals()?;
     thread::spawn(|| sys::wait_for_signal().map(|_| process::interrupt()));
     topology::remove_leftovers();

@@ -318,7 +318,7 @@ fn witness(lab: &Lab) -> Result<()> {
 }
 
 fn clean_command() -> &'static str {
-    "cargo xtask demo -- --clean"
+    "cargo xtask demo --clean"
 }
 
 fn explain(lab: &Lab, agent: &Agent) {
