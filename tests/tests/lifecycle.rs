@@ -492,3 +492,51 @@ fn a_change_while_it_is_away() -> Result<()> {
     talk.exchange(1000).context("what was open before")?;
     bed.finish()
 }
+
+/// Pins that do not fit are refused with the way out, and go on working meanwhile.
+#[test]
+fn pins_of_another_shape_are_refused() -> Result<()> {
+    let mut bed = Bed::start(lab::pods(1), |config| config)?;
+    let host = bed.lab.hosts[0].clone();
+    let _echo = UdpEcho::start(&bed.lab.server, ECHO)?;
+    let seen = udp_seen(&host, 4000)?;
+    bed.agent.kill()?;
+
+    let mut larger = Config::new(&bed.lab);
+    larger.settings.push("limits: {sessions: 1024}".to_owned());
+    bed.agent.write_config(larger)?;
+    refused(&mut bed, &["limits want 1024", "nat-agent detach"])?;
+    ensure!(
+        udp_seen(&host, 4000)? == seen,
+        "the refused agent touched the data plane"
+    );
+
+    bed.agent.write_config(Config::new(&bed.lab))?;
+    bed.agent.detach()?;
+    let maps = bed.agent.bpffs().join("v1/maps");
+    std::fs::create_dir_all(&maps)?;
+    let foreign = maps.join("SETTINGS");
+    let create = "map create {} type array key 4 value 8 entries 1 name SETTINGS"
+        .replace("{}", &foreign.to_string_lossy());
+    let mut bpftool = std::process::Command::new("bpftool");
+    process::run(bpftool.args(create.split(' ')), Duration::from_secs(10))?.success()?;
+    refused(&mut bed, &["another layout", "nat-agent detach"])?;
+
+    bed.agent.detach()?;
+    bed.agent.restart()?;
+    ensure!(*udp_seen(&host, 4000)?.ip() == EGRESS[0]);
+    bed.finish()
+}
+
+/// The agent does not start, and says all of `words`.
+fn refused(bed: &mut Bed, words: &[&str]) -> Result<()> {
+    let from = bed.agent.log().len();
+    ensure!(bed.agent.restart().is_err(), "it started all the same");
+    let log = bed.agent.log();
+    let missing = |word: &&&str| !log[from..].contains(**word);
+    let missing: Vec<_> = words.iter().filter(missing).collect();
+    ensure!(missing.is_empty(), "no {missing:?} in\n{}", &log[from..]);
+    // It has ended by itself; what is left is its process handle.
+    let _ = bed.agent.kill();
+    Ok(())
+}
