@@ -16,7 +16,7 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval, sleep, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 use tracing::{error, info, warn};
 
@@ -37,6 +37,9 @@ use crate::{
     tell::Teller,
 };
 
+/// A round is followed by a pause this many times as long: with a million sessions
+/// a sweep takes most of a second, and must not take a processor.
+const PAUSE: u32 = 20;
 /// How long events are gathered before they are acted on.
 const SETTLE: Duration = Duration::from_millis(50);
 
@@ -131,10 +134,7 @@ impl Agent {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
-        let mut period = self.snapshot.sweep_interval;
-        let mut ticks = interval(period);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        ticks.tick().await;
+        let mut next = Instant::now() + self.snapshot.sweep_interval;
         loop {
             tokio::select! {
                 _ = terminate.recv() => break,
@@ -144,15 +144,16 @@ impl Agent {
                     sleep(SETTLE).await;
                     while changes.try_recv().is_ok() {}
                     self.look_again();
+                    next = next.min(Instant::now() + self.snapshot.sweep_interval);
                 }
                 change = self.netlink.next() => self.follow(change).await,
                 told = self.teller.next() => told?,
-                _ = ticks.tick() => self.round(),
-            }
-            if period != self.snapshot.sweep_interval {
-                period = self.snapshot.sweep_interval;
-                ticks = interval(period);
-                ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                () = sleep_until(next) => {
+                    let began = Instant::now();
+                    self.round();
+                    let pause = self.snapshot.sweep_interval.max(began.elapsed() * PAUSE);
+                    next = Instant::now() + pause;
+                }
             }
         }
         info!("stopping; the data plane stays (`nat-agent detach` removes it)");

@@ -2,6 +2,7 @@
 
 use core::{cell::UnsafeCell, fmt, mem::MaybeUninit};
 
+use crate::abi::FlowKey;
 use network_types::{
     arp::ArpHdr, eth::EthHdr, icmp::Icmpv4Hdr, ip::Ipv4Hdr, tcp::TcpHdr, udp::UdpHdr,
 };
@@ -38,6 +39,14 @@ pub fn read<T: Header>(bytes: &[u8]) -> Option<T> {
         core::ptr::copy_nonoverlapping(bytes.as_ptr(), header.as_mut_ptr().cast(), bytes.len());
         Some(header.assume_init())
     }
+}
+
+/// A flow's key from its bytes, in two words.
+#[inline(always)]
+pub fn flow_key(words: [u64; 2]) -> FlowKey {
+    let words = [opaque(words[0]), opaque(words[1])];
+    // SAFETY: same size; any bytes make a key.
+    unsafe { core::mem::transmute(words) }
 }
 
 /// The value itself, of which the compiler knows nothing any more. It leaves out

@@ -3,6 +3,7 @@
 use super::{icmp, ipv4, tcp, udp};
 use crate::{
     abi::{FlowKey, Port},
+    raw,
     reason::Reason,
     world::Frame,
 };
@@ -84,12 +85,14 @@ pub fn headers(packet: &ipv4::Packet, transport: &Transport) -> u32 {
 /// The flow the packet belongs to, seen from its own direction.
 #[inline(always)]
 pub fn flow(packet: &ipv4::Packet, transport: &Transport) -> FlowKey {
-    FlowKey {
-        source: packet.source,
-        destination: packet.destination,
-        source_port: transport.source_port,
-        destination_port: transport.destination_port,
-        protocol: packet.protocol,
-        padding: [0; 3],
-    }
+    let [s0, s1, s2, s3] = packet.source;
+    let [d0, d1, d2, d3] = packet.destination;
+    let [p0, p1] = transport.source_port;
+    let [q0, q1] = transport.destination_port;
+    // In whole words: the kernel's hash reads the key in words, and a word that
+    // was just written in pieces makes the processor wait.
+    raw::flow_key([
+        u64::from_ne_bytes([s0, s1, s2, s3, d0, d1, d2, d3]),
+        u64::from_ne_bytes([p0, p1, q0, q1, packet.protocol, 0, 0, 0]),
+    ])
 }
