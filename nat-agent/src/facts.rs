@@ -59,8 +59,6 @@ pub struct Facts {
     pub links: BTreeMap<String, Link>,
     /// The node's own IPv4 addresses.
     pub addresses: BTreeSet<Ipv4Addr>,
-    /// The ports it uses itself.
-    pub ports: OwnPorts,
     /// The kernel forwards IPv4 packets between devices.
     pub forwarding: bool,
 }

@@ -19,7 +19,7 @@ use rtnetlink::{
     },
 };
 
-use crate::facts::{Facts, Kind, Link, forwarding, own_ports};
+use crate::facts::{Facts, Kind, Link, forwarding};
 
 /// What an event asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,7 +92,6 @@ impl Netlink {
                 .iter()
                 .filter_map(address)
                 .collect::<BTreeSet<_>>(),
-            ports: own_ports(),
             forwarding: forwarding(),
         })
     }

@@ -2,7 +2,10 @@
 //! address that is also its own.
 
 use anyhow::Result;
-use nat_common::{abi::PROTOCOLS, ports::port_of};
+use nat_common::{
+    abi::PROTOCOLS,
+    ports::{first_block, port_of},
+};
 
 use crate::{bpf::tables::Tables, diff::State, facts::OwnPorts};
 
@@ -18,7 +21,7 @@ pub fn reserve(tables: &Tables, state: &State, ports: &OwnPorts) -> Result<()> {
         };
         for place in 0..PROTOCOLS {
             for number in 0..entry.blocks {
-                let index = entry.first_block + place * entry.blocks + number;
+                let index = first_block(&entry, place) + number;
                 let Some(block) = tables.blocks.get(index) else {
                     continue;
                 };

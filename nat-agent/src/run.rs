@@ -55,7 +55,7 @@ pub async fn run(file: &Path, pins: &Pins) -> Result<()> {
     // Watched before it is applied: a change in between is not missed.
     let (_watcher, changes) = watch(file)?;
     let mut agent = Agent::start(file, pins, lock, snapshot).await?;
-    agent.look_again();
+    agent.reload();
     agent.serve(changes).await
 }
 
@@ -115,7 +115,7 @@ impl Agent {
             sweep: Sweep::default(),
             busy,
             report,
-            text: fs::read_to_string(file).unwrap_or_default(),
+            text: String::new(),
             refused: None,
             waiting: Vec::new(),
             announced: BTreeSet::new(),

@@ -12,7 +12,7 @@ use std::{
 use anyhow::Result;
 use nat_common::{
     abi::{Block, FlowKey, Half, MappingKey, NONE, PROTOCOLS, Pool, Slice},
-    ports::{place_of, port_of},
+    ports::{first_block, place_of, port_of},
     session::reverse_key,
 };
 
@@ -241,7 +241,7 @@ struct Collector<'a> {
 
 impl Collector<'_> {
     fn blocks(&self) -> impl Iterator<Item = (u32, &Block)> {
-        let first = self.slice.first_block + self.place * self.slice.blocks;
+        let first = first_block(self.slice, self.place);
         (0..self.slice.blocks).filter_map(move |number| {
             let block = self.tables.blocks.get(first + number)?;
             Some((number, block))
@@ -251,7 +251,7 @@ impl Collector<'_> {
     /// Takes every port in use, if it should be free: two packets that opened a
     /// mapping and its sessions at once, while a table was full, may leave one so.
     fn take_used(&self) {
-        let first = self.slice.first_block + self.place * self.slice.blocks;
+        let first = first_block(self.slice, self.place);
         for port in self.usage.ports(self.slice.address, self.place) {
             if let Some((number, bit)) = place_of(self.slice, self.place, port)
                 && let Some(block) = self.tables.blocks.get(first + number)
@@ -275,7 +275,7 @@ impl Collector<'_> {
             busy |= taken != freed;
             if freed != 0 {
                 block.free.fetch_or(freed);
-                self.open(self.slice.first_block + self.place * self.slice.blocks + number);
+                self.open(first_block(self.slice, self.place) + number);
             }
         }
         busy
@@ -320,7 +320,7 @@ impl Collector<'_> {
     /// Nobody takes from them any more before their owner loses them: all free
     /// bits are taken first, and packets that saw the slot open are waited for.
     fn give_back(&self, queue: &std::os::fd::OwnedFd) -> Result<()> {
-        let first = self.slice.first_block + self.place * self.slice.blocks;
+        let first = first_block(self.slice, self.place);
         let emptied: Vec<(u32, &Block)> = self
             .blocks()
             .filter(|(_, block)| held(block) && block.free.replace(block.usable.get(), 0))

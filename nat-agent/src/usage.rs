@@ -3,7 +3,10 @@
 
 use std::{collections::HashMap, io};
 
-use nat_common::abi::{Block, Half, Ipv4, NONE, PROTOCOLS, Port, Slice, protocol_index};
+use nat_common::{
+    abi::{Block, Half, Ipv4, NONE, PROTOCOLS, Port, Slice, protocol_index},
+    ports::first_block,
+};
 
 use crate::bpf::tables::Tables;
 
@@ -84,7 +87,7 @@ impl Usage {
 
     /// What the ports of a slice are doing, for one protocol.
     pub fn counts(&self, tables: &Tables, slice: &Slice, place: u32) -> Counts {
-        let first = slice.first_block + place * slice.blocks;
+        let first = first_block(slice, place);
         let mut counts = Counts {
             used: self.used(slice.address, place),
             ..Counts::default()

@@ -197,7 +197,7 @@ fn taken(slice: &Slice, block: u32, bit: u32, place: u32) -> Taken {
 
 /// Index of a slice's first block for one protocol's place.
 #[inline(always)]
-fn first_block(slice: &Slice, place: u32) -> u32 {
+pub fn first_block(slice: &Slice, place: u32) -> u32 {
     slice.first_block + place * slice.blocks
 }
 

@@ -145,7 +145,7 @@ impl Counted {
 
     fn count_blocks(&mut self, tables: &Tables, slice: &Slice) {
         for place in 0..PROTOCOLS {
-            let first = slice.first_block + place * slice.blocks;
+            let first = nat_common::ports::first_block(slice, place);
             for block in (first..first + slice.blocks).filter_map(|index| tables.blocks.get(index))
             {
                 let owner = block.owner.get();
