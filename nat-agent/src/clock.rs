@@ -77,6 +77,7 @@ mod tests {
             hz,
             jiffies: 1 << 20,
             monotonic: monotonic(),
+            seed: 0,
         })
     }
 

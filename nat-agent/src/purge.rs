@@ -1,13 +1,13 @@
 //! Sessions ended before their time: their client is gone, or has moved.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, thread};
 
 use anyhow::Result;
 use ipnet::Ipv4Net;
-use nat_common::abi::{FlowKey, Half, MappingKey};
+use nat_common::abi::{Delivery, FlowKey, Half, MappingKey};
 use nat_common::session::reverse_key;
 
-use crate::{bpf::tables::Tables, diff::ClientState};
+use crate::{apply::GRACE, bpf::tables::Tables, diff::ClientState};
 
 /// Ends a client's sessions from these sources. Their ports rest as after any session.
 ///
@@ -19,7 +19,13 @@ pub fn sources(tables: &Tables, index: u16, sources: &BTreeSet<Ipv4Net>) -> Resu
             .iter()
             .any(|net| net.contains(&std::net::Ipv4Addr::from(address)))
     };
-    sessions(tables, |key, half| half.client == index && from(key.source))?;
+    let mut ending = Vec::new();
+    tables.forward.for_each(|key, half| {
+        if half.client == index && from(key.source) {
+            ending.push((*key, reverse_key(key, half.address, half.port)));
+        }
+    });
+    end(tables, &ending);
     let mut mappings: Vec<MappingKey> = Vec::new();
     tables.mappings.for_each(|key, mapping| {
         if mapping.client == index && from(key.address) {
@@ -29,28 +35,62 @@ pub fn sources(tables: &Tables, index: u16, sources: &BTreeSet<Ipv4Net>) -> Resu
     Ok(tables.mappings.delete_all(&mappings)?)
 }
 
-/// Ends a client's sessions that are tied to another device or delivery than
-/// it has now: the next packet opens them again, with the same port.
+/// Ends a client's sessions whose answers are delivered another way, or to
+/// another device, than the client's now: the next packet opens them again, with
+/// the same port.
 ///
 /// # Errors
 /// The kernel's.
 pub fn misplaced(tables: &Tables, client: &ClientState) -> Result<()> {
     let entry = &client.entry;
-    sessions(tables, |_, half| {
-        half.client == client.index && half.ingress != entry.ifindex
-    })
+    let tied = [Delivery::Peer as u32, Delivery::Neighbour as u32].contains(&entry.delivery);
+    let mut ending = Vec::new();
+    tables.reverse.for_each(|key, half| {
+        let elsewhere = tied && half.ifindex != entry.ifindex;
+        let otherwise = u32::from(half.delivery) != entry.delivery;
+        if half.client == client.index && (elsewhere || otherwise) {
+            ending.push((forward_key(key, half), *key));
+        }
+    });
+    end(tables, &ending);
+    Ok(())
 }
 
+/// The key of the forward half, given the reverse one.
+fn forward_key(key: &FlowKey, reverse: &Half) -> FlowKey {
+    FlowKey {
+        source: reverse.address,
+        destination: key.source,
+        source_port: reverse.port,
+        destination_port: key.source_port,
+        ..*key
+    }
+}
+
+/// Ends sessions, by the keys of their halves, and frees the slots as soon as no
+/// packet can be reading them.
+///
 /// The reverse halves go first: a packet in between finds its forward half or
 /// opens the session anew, and never makes half of one.
-fn sessions(tables: &Tables, ends: impl Fn(&FlowKey, &Half) -> bool) -> Result<()> {
-    let (mut forward, mut reverse) = (Vec::new(), Vec::new());
-    tables.forward.for_each(|key, half| {
-        if ends(key, half) {
-            forward.push(*key);
-            reverse.push(reverse_key(key, half.address, half.port));
-        }
-    })?;
-    tables.reverse.delete_all(&reverse)?;
-    Ok(tables.forward.delete_all(&forward)?)
+pub fn end(tables: &Tables, sessions: &[(FlowKey, FlowKey)]) {
+    let reverse = sessions.iter().map(|(_, key)| tables.reverse.remove(key));
+    let reverse: Vec<u32> = reverse.flatten().collect();
+    let forward = sessions.iter().map(|(key, _)| tables.forward.remove(key));
+    let forward: Vec<u32> = forward.flatten().collect();
+    if !(reverse.is_empty() && forward.is_empty()) {
+        thread::sleep(GRACE);
+        tables.reverse.free(&reverse);
+        tables.forward.free(&forward);
+    }
+}
+
+/// Frees slots that others left: packets that could not open a session whole,
+/// and an agent that died in a sweep.
+pub fn left_over(tables: &Tables) {
+    let (forward, reverse) = (tables.forward.removed(), tables.reverse.removed());
+    if !(reverse.is_empty() && forward.is_empty()) {
+        thread::sleep(GRACE);
+        tables.reverse.free(&reverse);
+        tables.forward.free(&forward);
+    }
 }

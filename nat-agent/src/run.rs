@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use nat_common::abi::DEVICE_OUTSIDE;
+use nat_common::abi::{DEVICE_OUTSIDE, MAX_GENERATION};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -336,7 +336,7 @@ impl Agent {
     fn next_generation(&mut self) -> Result<()> {
         let settings = &self.object.tables.settings;
         let mut current = settings.get(&0)?.unwrap_or_default();
-        current.generation = current.generation.wrapping_add(1).max(1);
+        current.generation = current.generation % MAX_GENERATION + 1;
         settings
             .set(&0, &current)
             .context("bump the generation of next hops")

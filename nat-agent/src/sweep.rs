@@ -20,6 +20,7 @@ use crate::{
     apply::GRACE,
     bpf::{pins::Pins, sys, tables::Tables},
     clock::{Clock, age},
+    purge,
     state::{idle, state, timeout},
     usage::{Usage, held},
 };
@@ -57,7 +58,7 @@ impl Sweep {
     pub fn run(&mut self, tables: &Tables, pins: &Pins, clock: &Clock) -> Result<Swept> {
         let pools: HashMap<u32, Pool> = tables.pools.entries()?.into_iter().collect();
         let mut usage = Usage::default();
-        let mut swept = sessions(tables, clock, &pools, &mut usage)?;
+        let mut swept = sessions(tables, clock, &pools, &mut usage);
         mappings(tables, clock, &mut usage)?;
         self.ports(tables, pins, clock, &usage, &pools, &mut swept)?;
         Ok(swept)
@@ -105,7 +106,7 @@ fn sessions(
     clock: &Clock,
     pools: &HashMap<u32, Pool>,
     usage: &mut Usage,
-) -> Result<Swept> {
+) -> Swept {
     let mut swept = Swept::default();
     let mut suspects: Vec<(FlowKey, Half)> = Vec::new();
     let shortest = shortest_timers(pools);
@@ -116,25 +117,23 @@ fn sessions(
             swept.live += 1;
             usage.mark_session(key.protocol, half);
         }
-    })?;
-    let (mut forward, mut reverse) = (Vec::new(), Vec::new());
+    });
+    let mut ending = Vec::new();
     for (key, half) in suspects {
         let back_key = reverse_key(&key, half.address, half.port);
-        let back = tables.reverse.get(&back_key)?;
+        let back = tables.reverse.get(&back_key);
         if ended(tables, clock, pools, &key, &half, back.as_ref()) {
             add_totals(tables, &half, back.as_ref());
-            forward.push(key);
-            reverse.push(back_key);
+            ending.push((key, back_key));
         } else {
             swept.live += 1;
             usage.mark_session(key.protocol, &half);
         }
     }
-    // The reverse halves go first: see `purge`.
-    tables.reverse.delete_all(&reverse)?;
-    tables.forward.delete_all(&forward)?;
-    swept.ended = forward.len() as u64;
-    Ok(swept)
+    purge::end(tables, &ending);
+    purge::left_over(tables);
+    swept.ended = ending.len() as u64;
+    swept
 }
 
 /// No session ends earlier than this after its last packet.
@@ -174,13 +173,15 @@ fn add_totals(tables: &Tables, forward: &Half, reverse: Option<&Half>) {
     };
     client
         .packets_out
-        .set(client.packets_out.get() + forward.packets);
-    client.bytes_out.set(client.bytes_out.get() + forward.bytes);
+        .set(client.packets_out.get() + u64::from(forward.packets));
+    client
+        .bytes_out
+        .set(client.bytes_out.get() + forward.bytes());
     if let Some(reverse) = reverse {
         client
             .packets_in
-            .set(client.packets_in.get() + reverse.packets);
-        client.bytes_in.set(client.bytes_in.get() + reverse.bytes);
+            .set(client.packets_in.get() + u64::from(reverse.packets));
+        client.bytes_in.set(client.bytes_in.get() + reverse.bytes());
     }
 }
 

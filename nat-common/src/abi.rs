@@ -8,10 +8,10 @@
 
 use core::cell::Cell;
 
-use crate::raw::Word;
+use crate::raw::{Lent, Word, Word32};
 
 /// Version of everything in this file; part of the pins' directory name.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// An IPv4 address as it stands in the packet.
 pub type Ipv4 = [u8; 4];
@@ -70,64 +70,122 @@ impl FlowKey {
 /// One half of a session: what its own direction needs, and all that it saw.
 ///
 /// Only packets of its own direction write it, so the two directions, usually
-/// on different CPUs, never share a cache line (the value fills exactly one).
-#[repr(C)]
+/// on different CPUs, never share a cache line: with its key it fills exactly
+/// one (see [`Slot`]).
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Half {
     /// What the source (forward) or destination (reverse) address becomes.
     pub address: Ipv4,
     /// What the source (forward) or destination (reverse) port becomes.
     pub port: Port,
-    /// TCP flags seen so far in this direction, see [`crate::packet::tcp`].
-    pub seen: u8,
-    /// How the packet goes on, see [`Delivery`].
-    pub delivery: u8,
     /// The client's index.
     pub client: u16,
+    /// TCP flags seen so far in this direction, see [`crate::packet::tcp`].
+    pub seen: u8,
+    /// How the packet goes on, see [`Delivery`]. Forward: how the cached next hop is meant.
+    pub delivery: u8,
     /// Largest IP packet the next hop takes, bytes; 0 while unknown.
     pub mtu: u16,
+    /// Interface the packet leaves through.
+    pub ifindex: u32,
+    /// Next hop's Ethernet address; with [`Delivery::Neighbour`] its IPv4 address
+    /// and two zeros.
+    pub destination_mac: Mac,
+    /// Our Ethernet address on that link.
+    pub source_mac: Mac,
+    /// Packets in this direction; it stops at `u32::MAX`.
+    pub packets: u32,
     /// Tick of creation.
     pub created: u32,
     /// Tick of the last packet that refreshed the session.
     pub last_seen: u32,
-    /// Generation the next hop was looked up in; 0: never.
-    pub generation: u32,
-    /// Interface the packet leaves through.
-    pub ifindex: u32,
-    /// Forward: interface the client's packets must come in through. Reverse: 0.
-    pub ingress: u32,
-    /// Next hop's IPv4 address.
-    pub gateway: Ipv4,
-    /// Next hop's Ethernet address.
-    pub destination_mac: Mac,
-    /// Our Ethernet address on that link.
-    pub source_mac: Mac,
-    /// Packets in this direction.
-    pub packets: u64,
-    /// Bytes in this direction, IP headers included.
-    pub bytes: u64,
+    /// Bytes in this direction, IP headers included, in the low [`BYTES_BITS`] bits;
+    /// above them the generation the next hop was looked up in, 0: never.
+    pub bytes_and_generation: u64,
 }
+
+/// Bits of a half's bytes: 256 TiB.
+const BYTES_BITS: u32 = 48;
+
+/// Largest generation of cached next hops.
+pub const MAX_GENERATION: u32 = u16::MAX as u32;
 
 impl Half {
     /// All zero.
     pub const EMPTY: Self = Self {
         address: [0; 4],
         port: [0; 2],
+        client: 0,
         seen: 0,
         delivery: 0,
-        client: 0,
         mtu: 0,
-        created: 0,
-        last_seen: 0,
-        generation: 0,
         ifindex: 0,
-        ingress: 0,
-        gateway: [0; 4],
         destination_mac: [0; 6],
         source_mac: [0; 6],
         packets: 0,
-        bytes: 0,
+        created: 0,
+        last_seen: 0,
+        bytes_and_generation: 0,
     };
+
+    /// Bytes in this direction, IP headers included.
+    #[inline(always)]
+    pub const fn bytes(&self) -> u64 {
+        self.bytes_and_generation & ((1 << BYTES_BITS) - 1)
+    }
+
+    /// Generation the next hop was looked up in; 0: never.
+    #[inline(always)]
+    pub const fn generation(&self) -> u32 {
+        (self.bytes_and_generation >> BYTES_BITS) as u32
+    }
+
+    /// Sets the generation.
+    #[inline(always)]
+    pub const fn set_generation(&mut self, generation: u32) {
+        self.bytes_and_generation = self.bytes() | (generation as u64) << BYTES_BITS;
+    }
+
+    /// Counts one more packet of so many bytes.
+    #[inline(always)]
+    pub const fn count(&mut self, bytes: u32) {
+        self.packets = self.packets.saturating_add(1);
+        self.bytes_and_generation += bytes as u64;
+    }
+
+    /// The next hop's IPv4 address, with [`Delivery::Neighbour`].
+    #[inline(always)]
+    pub const fn gateway(&self) -> Ipv4 {
+        let [a, b, c, d, ..] = self.destination_mac;
+        [a, b, c, d]
+    }
+}
+
+/// Slots of a bucket.
+pub const SLOTS: usize = 16;
+
+/// A place for a half and its key: one cache line. See [`crate::table`].
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+pub struct Slot {
+    /// The key's addresses, as they stand in [`FlowKey`].
+    pub addresses: Cell<u64>,
+    /// The key's ports, likewise.
+    pub ports: Cell<u32>,
+    /// The key's protocol, what the slot is used for, and where else its bucket
+    /// holds flows that belong here.
+    pub control: Word32,
+    /// The half.
+    pub half: Lent<Half>,
+}
+
+/// An element of a session table.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Bucket {
+    /// Its slots.
+    pub slots: [Slot; SLOTS],
 }
 
 /// How a translated packet goes on.
@@ -358,6 +416,7 @@ pub struct ExcludeKey {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// Bumped by the agent when routes, neighbours or links change: cached next hops end.
+    /// From 1 to [`MAX_GENERATION`].
     pub generation: u32,
     /// Jiffies in a second (the kernel's HZ).
     pub hz: u32,
@@ -365,6 +424,8 @@ pub struct Settings {
     pub jiffies: u64,
     /// Nanoseconds of the monotonic clock at the same moment.
     pub monotonic: u64,
+    /// Random, for as long as the maps live: where flows stand in the session tables.
+    pub seed: u64,
 }
 
 /// What the packet path tells the agent: the sender of this packet is to be told.
@@ -427,7 +488,9 @@ pub struct Report {
 
 const _: () = {
     assert!(size_of::<FlowKey>() == 16);
-    assert!(size_of::<Half>() == 64);
+    assert!(size_of::<Half>() == 48);
+    assert!(size_of::<Slot>() == 64);
+    assert!(size_of::<Bucket>() == 1024);
     assert!(size_of::<MappingKey>() == 8);
     assert!(size_of::<Mapping>() == 16);
     assert!(size_of::<Client>() == 64);
@@ -437,7 +500,7 @@ const _: () = {
     assert!(size_of::<Address>() == 4);
     assert!(size_of::<Device>() == 12);
     assert!(size_of::<ExcludeKey>() == 8);
-    assert!(size_of::<Settings>() == 24);
+    assert!(size_of::<Settings>() == 32);
     assert!(size_of::<Event>() == 40);
     assert!(size_of::<Name>() == 324);
     assert!(size_of::<Pool>() == 348);

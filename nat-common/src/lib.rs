@@ -7,7 +7,7 @@
 //!
 //! 1. [`packet`]: what it is;
 //! 2. [`classify`]: whose it is, and which way it goes;
-//! 3. [`session`]: its two halves, found or created ([`ports`] gives the port);
+//! 3. [`session`]: its two halves, found or created ([`table`] has them, [`ports`] gives the port);
 //! 4. [`translate`]: what changes in it;
 //! 5. [`verdict`]: where it goes now, or why it is dropped.
 //!
@@ -24,6 +24,7 @@ pub mod ports;
 pub mod raw;
 pub mod reason;
 pub mod session;
+pub mod table;
 pub mod translate;
 pub mod verdict;
 pub mod world;

@@ -49,6 +49,13 @@ pub fn flow_key(words: [u64; 2]) -> FlowKey {
     unsafe { core::mem::transmute(words) }
 }
 
+/// A flow's key as two words: the addresses; the ports, then the protocol.
+#[inline(always)]
+pub fn flow_words(key: &FlowKey) -> [u64; 2] {
+    // SAFETY: same size, and a key has no bytes that were never written.
+    unsafe { core::mem::transmute(*key) }
+}
+
 /// The value itself, of which the compiler knows nothing any more. It leaves out
 /// checks that it has proved; the verifier, which follows registers and not
 /// reasons, must see them.
@@ -100,6 +107,86 @@ impl Word {
     }
 }
 
+/// A 32-bit [`Word`].
+#[repr(transparent)]
+#[derive(Default)]
+pub struct Word32(UnsafeCell<u32>);
+
+// SAFETY: every access below is atomic.
+unsafe impl Sync for Word32 {}
+
+impl Word32 {
+    /// A word with this value.
+    pub const fn new(value: u32) -> Self {
+        Self(UnsafeCell::new(value))
+    }
+
+    /// Its value now.
+    #[inline(always)]
+    pub fn load(&self) -> u32 {
+        // SAFETY: the pointer is the cell's own, and an aligned 32-bit load is one instruction.
+        unsafe { self.0.get().read_volatile() }
+    }
+
+    /// Clears the bits that are not in `mask`; the value before.
+    #[inline(always)]
+    pub fn fetch_and(&self, mask: u32) -> u32 {
+        imp::fetch_and_32(&self.0, mask)
+    }
+
+    /// Sets the bits in `bits`; the value before.
+    #[inline(always)]
+    pub fn fetch_or(&self, bits: u32) -> u32 {
+        imp::fetch_or_32(&self.0, bits)
+    }
+
+    /// Adds, and wraps around; the value before.
+    #[inline(always)]
+    pub fn fetch_add(&self, value: u32) -> u32 {
+        imp::fetch_add_32(&self.0, value)
+    }
+}
+
+/// Memory that comes out mutable from a shared place, as that of maps does.
+#[repr(transparent)]
+#[derive(Debug, Default)]
+pub struct Lent<T>(UnsafeCell<T>);
+
+// SAFETY: what packets on several CPUs write at the same time (counters, ticks)
+// may be lost, but never tears; see `lend`.
+unsafe impl<T: Send> Sync for Lent<T> {}
+
+impl<T> Lent<T> {
+    /// A value to be lent.
+    pub const fn new(value: T) -> Self {
+        Self(UnsafeCell::new(value))
+    }
+
+    /// The value. A packet borrows one at a time; other CPUs see the same memory.
+    #[expect(clippy::mut_from_ref, reason = "memory shared by all CPUs, see above")]
+    #[inline(always)]
+    pub fn lend(&self) -> &mut T {
+        // SAFETY: the value is plain integers, written a field at a time; nobody
+        // relies on what another CPU writes meanwhile.
+        unsafe { &mut *self.0.get() }
+    }
+}
+
+impl<T: Copy> Lent<T> {
+    /// A copy, while others may write.
+    #[inline(always)]
+    pub fn read(&self) -> T {
+        // SAFETY: aligned, inside the cell; any bytes are a valid value of what is lent.
+        unsafe { self.0.get().read_volatile() }
+    }
+}
+
+impl fmt::Debug for Word32 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#010x}", self.load())
+    }
+}
+
 impl fmt::Debug for Word {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#018x}", self.load())
@@ -138,13 +225,43 @@ mod imp {
         }
         value
     }
+
+    #[inline(always)]
+    pub fn fetch_and_32(word: &UnsafeCell<u32>, mask: u32) -> u32 {
+        let mut value = mask;
+        // SAFETY: one atomic instruction on the cell's own four bytes.
+        unsafe {
+            asm!("{0} = atomic_fetch_and((u32 *)({1} + 0), {0})", inout(wreg) value, in(reg) word.get());
+        }
+        value
+    }
+
+    #[inline(always)]
+    pub fn fetch_or_32(word: &UnsafeCell<u32>, bits: u32) -> u32 {
+        let mut value = bits;
+        // SAFETY: one atomic instruction on the cell's own four bytes.
+        unsafe {
+            asm!("{0} = atomic_fetch_or((u32 *)({1} + 0), {0})", inout(wreg) value, in(reg) word.get());
+        }
+        value
+    }
+
+    #[inline(always)]
+    pub fn fetch_add_32(word: &UnsafeCell<u32>, value: u32) -> u32 {
+        let mut value = value;
+        // SAFETY: one atomic instruction on the cell's own four bytes.
+        unsafe {
+            asm!("{0} = atomic_fetch_add((u32 *)({1} + 0), {0})", inout(wreg) value, in(reg) word.get());
+        }
+        value
+    }
 }
 
 #[cfg(not(target_arch = "bpf"))]
 mod imp {
     use core::{
         cell::UnsafeCell,
-        sync::atomic::{AtomicU64, Ordering::SeqCst},
+        sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst},
     };
 
     pub const fn opaque(value: u64) -> u64 {
@@ -169,5 +286,22 @@ mod imp {
         atomic(word)
             .compare_exchange(from, to, SeqCst, SeqCst)
             .is_ok()
+    }
+
+    fn atomic_32(word: &UnsafeCell<u32>) -> &AtomicU32 {
+        // SAFETY: as above.
+        unsafe { AtomicU32::from_ptr(word.get()) }
+    }
+
+    pub fn fetch_and_32(word: &UnsafeCell<u32>, mask: u32) -> u32 {
+        atomic_32(word).fetch_and(mask, SeqCst)
+    }
+
+    pub fn fetch_or_32(word: &UnsafeCell<u32>, bits: u32) -> u32 {
+        atomic_32(word).fetch_or(bits, SeqCst)
+    }
+
+    pub fn fetch_add_32(word: &UnsafeCell<u32>, value: u32) -> u32 {
+        atomic_32(word).fetch_add(value, SeqCst)
     }
 }

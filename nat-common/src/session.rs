@@ -1,7 +1,7 @@
 //! Sessions: two halves per flow, created together, stamped apart.
 
 use crate::{
-    abi::{FlowKey, Half, Ipv4, Mapping, MappingKey, Port},
+    abi::{Delivery, FlowKey, Half, Ipv4, Mapping, MappingKey, Port},
     hooks::open::Arrival,
     packet::tcp::{FIN, RST, SYN},
     ports,
@@ -16,8 +16,7 @@ use crate::{
 /// pair of ports can be used again.
 #[inline(always)]
 pub fn stamp<W: World>(world: &W, half: &mut Half, tcp_flags: u8, bytes: u32) {
-    half.packets += 1;
-    half.bytes += u64::from(bytes);
+    half.count(bytes);
     let now = world.now();
     if half.last_seen != now && tcp_flags & RST == 0 {
         half.last_seen = now;
@@ -56,6 +55,8 @@ pub struct Opening {
     /// Whether the mapping was made for this session, of the port taken.
     fresh: bool,
     taken: ports::Taken,
+    /// Whether the reverse half was made for this session.
+    inserted: bool,
     half: Half,
 }
 
@@ -86,6 +87,7 @@ impl Opening {
         mapping: Mapping::EMPTY,
         fresh: false,
         taken: ports::Taken::EMPTY,
+        inserted: false,
         half: Half::EMPTY,
     };
 }
@@ -145,23 +147,47 @@ fn mapping<W: World>(world: &W, opening: &mut Opening) -> Result<(), Reason> {
     Ok(())
 }
 
-/// Creates both halves, the reverse one first: a reply is never un-NATed by
-/// half a session. What was made is unmade when a later step fails, and the
-/// opening says why.
+/// Creates the reverse half: before the forward one, so that a reply is never
+/// un-NATed by half a session. If it cannot be had, the opening says why.
 #[inline(always)]
-pub fn create<W: World>(world: &W) -> bool {
+pub fn create_reverse<W: World>(world: &W) -> bool {
     let Some(opening) = world.opening() else {
         return false;
     };
-    let Err(reason) = insert(world, opening) else {
+    let Err(reason) = insert_reverse(world, opening) else {
         return true;
     };
     opening.reason = reason;
+    false
+}
+
+/// Creates the forward half, as [`create_reverse`] the other one.
+#[inline(always)]
+pub fn create_forward<W: World>(world: &W) -> bool {
+    let Some(opening) = world.opening() else {
+        return false;
+    };
+    let Err(reason) = insert_forward(world, opening) else {
+        return true;
+    };
+    opening.reason = reason;
+    false
+}
+
+/// Unmakes what was made for a session that could not be created whole.
+#[inline(always)]
+pub fn withdraw<W: World>(world: &W) {
+    let Some(opening) = world.opening() else {
+        return;
+    };
+    if opening.inserted {
+        let Mapping { address, port, .. } = opening.mapping;
+        world.remove_reverse(&reverse_key(&opening.key, address, port));
+    }
     if opening.fresh {
         world.remove_mapping(&mapping_key(&opening.key));
         ports::put_back(world, &opening.taken);
     }
-    false
 }
 
 #[inline(always)]
@@ -174,13 +200,12 @@ fn mapping_key(key: &FlowKey) -> MappingKey {
     }
 }
 
-/// Inserts the reverse half, then the forward half.
 #[inline(always)]
-fn insert<W: World>(world: &W, opening: &mut Opening) -> Result<(), Reason> {
+fn insert_reverse<W: World>(world: &W, opening: &mut Opening) -> Result<(), Reason> {
     let client = world.client(opening.client).ok_or(Reason::NoAddress)?;
     let now = world.now();
     let half = &mut opening.half;
-    // The client's side first: where it is, for the hooks that hand packets straight to it.
+    // The client's side: where it is, for the hooks that hand packets straight to it.
     *half = Half {
         address: opening.key.source,
         port: opening.key.source_port,
@@ -189,46 +214,39 @@ fn insert<W: World>(world: &W, opening: &mut Opening) -> Result<(), Reason> {
         created: now,
         last_seen: now,
         ifindex: client.ifindex.get(),
-        gateway: opening.key.source,
         ..Half::EMPTY
     };
     let key = reverse_key(&opening.key, opening.mapping.address, opening.mapping.port);
-    let inserted = insert_reverse(world, &key, half)?;
+    let inserted = world.insert_reverse(&key, half);
+    opening.inserted = inserted.is_ok();
+    match inserted {
+        // Same: opened on another CPU, or left by an agent that died in a sweep.
+        Ok(()) | Err(InsertError::Same) => Ok(()),
+        Err(InsertError::Full) => Err(Reason::SessionsFull),
+        Err(InsertError::Exists | InsertError::Busy) => Err(Reason::Contention),
+    }
+}
+
+#[inline(always)]
+fn insert_forward<W: World>(world: &W, opening: &mut Opening) -> Result<(), Reason> {
+    let now = world.now();
+    let half = &mut opening.half;
     *half = Half {
         address: opening.mapping.address,
         port: opening.mapping.port,
         client: opening.client,
         created: now,
         last_seen: now,
-        ingress: client.ifindex.get(),
         ..Half::EMPTY
     };
     if opening.hop.ifindex != 0 {
-        remember(world, half, &opening.hop);
+        remember(world, half, &opening.hop, opening.arrival.way.delivery());
     }
     match world.insert_forward(&opening.key, half) {
-        // Exists: another CPU opened the same flow at the same time, to the same end.
-        Ok(()) | Err(InsertError::Exists) => Ok(()),
-        Err(InsertError::Full) => {
-            if inserted {
-                world.remove_reverse(&key);
-            }
-            Err(Reason::SessionsFull)
-        }
-    }
-}
-
-/// Inserts the reverse half; false if the flow has it already.
-#[inline(always)]
-fn insert_reverse<W: World>(world: &W, key: &FlowKey, half: &Half) -> Result<bool, Reason> {
-    match world.insert_reverse(key, half) {
-        Ok(()) => Ok(true),
+        // Another CPU opened the same flow at the same time, to the same end.
+        Ok(()) | Err(InsertError::Same | InsertError::Exists) => Ok(()),
         Err(InsertError::Full) => Err(Reason::SessionsFull),
-        Err(InsertError::Exists) => match world.reverse(key) {
-            // The same flow's: opened on another CPU, or left by an agent that died in a sweep.
-            Some(old) if old.address == half.address && old.port == half.port => Ok(false),
-            _ => Err(Reason::Contention),
-        },
+        Err(InsertError::Busy) => Err(Reason::Contention),
     }
 }
 
@@ -252,32 +270,42 @@ const HOP_TICKS: u32 = 16;
 
 /// Caches a next hop in a half.
 #[inline(always)]
-pub fn remember<W: World>(world: &W, half: &mut Half, hop: &Hop) {
+pub fn remember<W: World>(world: &W, half: &mut Half, hop: &Hop, delivery: Delivery) {
     // Without the neighbour's address neither is the MTU known: the next packet asks again.
     let complete = hop.destination_mac != [0; 6];
-    half.generation = if complete { world.generation() } else { 0 };
+    half.set_generation(if complete { world.generation() } else { 0 });
+    half.delivery = delivery as u8;
     half.ifindex = hop.ifindex;
     half.mtu = hop.mtu;
-    half.gateway = hop.gateway;
-    half.destination_mac = hop.destination_mac;
-    half.source_mac = hop.source_mac;
+    if delivery == Delivery::Neighbour {
+        let [a, b, c, d] = hop.gateway;
+        half.destination_mac = [a, b, c, d, 0, 0];
+        half.source_mac = [0; 6];
+    } else {
+        half.destination_mac = hop.destination_mac;
+        half.source_mac = hop.source_mac;
+    }
 }
 
 /// Forgets the next hop: every packet asks again, and nothing fits it.
 #[inline(always)]
 pub fn forget(half: &mut Half) {
-    half.generation = 0;
+    half.set_generation(0);
     half.mtu = 0;
 }
 
 /// The next hop cached in a half, while it holds. Call before [`stamp`].
 #[inline(always)]
-pub fn cached_hop<W: World>(world: &W, half: &Half) -> bool {
-    half.generation == world.generation() && half.last_seen / HOP_TICKS == world.now() / HOP_TICKS
+pub fn cached_hop<W: World>(world: &W, half: &Half, delivery: Delivery) -> bool {
+    half.generation() == world.generation()
+        && half.last_seen / HOP_TICKS == world.now() / HOP_TICKS
+        && half.delivery == delivery as u8
 }
 
 /// Whether this packet is the owner's to send through this session.
 #[inline(always)]
-pub fn belongs(half: &Half, ingress: u32) -> bool {
-    half.ingress == ingress
+pub fn belongs<W: World>(world: &W, half: &Half, ingress: u32) -> bool {
+    world
+        .client(half.client)
+        .is_some_and(|client| client.ifindex.get() == ingress)
 }

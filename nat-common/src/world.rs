@@ -68,8 +68,12 @@ pub struct Patch {
 pub enum InsertError {
     /// The key has a value already.
     Exists,
+    /// The key has a half already that leads to the same address and port.
+    Same,
     /// The table has no room.
     Full,
+    /// Another CPU is changing the same place for too long.
+    Busy,
 }
 
 /// A next hop.
@@ -127,12 +131,12 @@ pub trait World {
     /// Adds to the forward table.
     ///
     /// # Errors
-    /// The key exists, or the table is full.
+    /// The key exists, the table is full, or another CPU is in the way.
     fn insert_forward(&self, key: &FlowKey, half: &Half) -> Result<(), InsertError>;
     /// Adds to the reverse table.
     ///
     /// # Errors
-    /// The key exists, or the table is full.
+    /// The key exists, the table is full, or another CPU is in the way.
     fn insert_reverse(&self, key: &FlowKey, half: &Half) -> Result<(), InsertError>;
     /// Takes a half out of the reverse table again.
     fn remove_reverse(&self, key: &FlowKey);
@@ -175,7 +179,7 @@ pub trait World {
     fn now(&self) -> u32;
     /// A random number.
     fn random(&self) -> u32;
-    /// The generation of cached next hops; never 0.
+    /// The generation of cached next hops, from 1 to [`crate::abi::MAX_GENERATION`].
     fn generation(&self) -> u32;
     /// The way to a destination: true and the next hop if packets can be sent
     /// there, false where only the kernel can go on (to itself, to a neighbour it
@@ -184,7 +188,7 @@ pub trait World {
     /// This CPU's memory for a session about to be opened.
     fn opening(&self) -> Option<&mut Opening>;
 
-    /// First step of opening a session. The BPF side makes the three steps
+    /// First step of opening a session. The BPF side makes the steps
     /// global functions, each with its own stack frame and verified once.
     #[inline(always)]
     fn admit(&self) -> bool
@@ -205,11 +209,29 @@ pub trait World {
 
     /// Third step.
     #[inline(always)]
-    fn create(&self) -> bool
+    fn create_reverse(&self) -> bool
     where
         Self: Sized,
     {
-        crate::session::create(self)
+        crate::session::create_reverse(self)
+    }
+
+    /// Fourth step.
+    #[inline(always)]
+    fn create_forward(&self) -> bool
+    where
+        Self: Sized,
+    {
+        crate::session::create_forward(self)
+    }
+
+    /// What follows if the third or fourth fails.
+    #[inline(always)]
+    fn withdraw(&self)
+    where
+        Self: Sized,
+    {
+        crate::session::withdraw(self);
     }
 
     /// Tells the agent that this packet's sender is to hear why it was dropped.

@@ -11,6 +11,14 @@ static TICK_SHIFT: Global<u32> = Global::new(8);
 #[unsafe(no_mangle)]
 static MARK: Global<u32> = Global::new(1 << 23);
 
+/// Buckets of a session table, less one.
+#[unsafe(no_mangle)]
+static BUCKET_MASK: Global<u32> = Global::new(0);
+
+/// Where flows stand in the session tables: the settings' seed.
+#[unsafe(no_mangle)]
+static SEED: Global<u64> = Global::new(0);
+
 /// The coarse clock: reading it costs nothing, unlike any clock in nanoseconds.
 #[inline(always)]
 pub fn tick() -> u32 {
@@ -28,4 +36,16 @@ pub fn jiffies() -> u64 {
 #[inline(always)]
 pub fn mark() -> u32 {
     MARK.load()
+}
+
+/// Buckets of a session table, less one.
+#[inline(always)]
+pub fn bucket_mask() -> u32 {
+    BUCKET_MASK.load()
+}
+
+/// The session tables' seed.
+#[inline(always)]
+pub fn seed() -> u64 {
+    SEED.load()
 }

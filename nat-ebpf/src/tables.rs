@@ -1,7 +1,8 @@
 //! The maps, and the packet core's world over them.
 //!
-//! The agent sets the number of entries at load. Session tables and mappings
-//! are preallocated and not LRU: a flood must not evict live connections.
+//! The agent sets the number of entries at load. Session tables (buckets in an
+//! array, see [`nat_common::table`]) and mappings are preallocated and not LRU: a
+//! flood must not evict live connections.
 
 use aya_ebpf::{
     EbpfContext,
@@ -13,11 +14,13 @@ use aya_ebpf::{
 use core::ffi::c_void;
 use nat_common::{
     abi::{
-        Address, Block, Client, Device, Event, ExcludeKey, FlowKey, Half, Ipv4, Mapping,
+        Address, Block, Bucket, Client, Device, Event, ExcludeKey, FlowKey, Half, Ipv4, Mapping,
         MappingKey, Name, Page, Pool, Report, Settings, Slice,
     },
+    raw::flow_words,
     reason::{REASON_SLOTS, Reason},
     session::Opening,
+    table::{self, Buckets},
     world::{Hop, InsertError, RouteQuery, World},
 };
 
@@ -29,10 +32,10 @@ const EEXIST: i32 = 17;
 
 /// What clients send, by flow.
 #[btf_map]
-static FORWARD: HashMap<FlowKey, Half, 1> = HashMap::new();
+static FORWARD: Array<Bucket, 1, MMAPABLE> = Array::new();
 /// What answers them, by flow.
 #[btf_map]
-static REVERSE: HashMap<FlowKey, Half, 1> = HashMap::new();
+static REVERSE: Array<Bucket, 1, MMAPABLE> = Array::new();
 /// External endpoint of each internal one.
 #[btf_map]
 static MAPPINGS: HashMap<MappingKey, Mapping, 1> = HashMap::new();
@@ -137,6 +140,58 @@ impl Node {
     }
 }
 
+/// The forward table.
+pub struct Forward;
+
+impl Buckets for Forward {
+    #[inline(always)]
+    fn bucket(&self, number: u32) -> Option<&Bucket> {
+        FORWARD.get(number)
+    }
+
+    #[inline(always)]
+    fn mask(&self) -> u32 {
+        settings::bucket_mask()
+    }
+
+    #[inline(always)]
+    fn seed(&self) -> u64 {
+        settings::seed()
+    }
+
+    #[inline(always)]
+    fn seek(&self, key: &FlowKey) -> u32 {
+        let [addresses, ports] = flow_words(key);
+        steps::seek_forward(addresses, ports)
+    }
+}
+
+/// The reverse table.
+pub struct Reverse;
+
+impl Buckets for Reverse {
+    #[inline(always)]
+    fn bucket(&self, number: u32) -> Option<&Bucket> {
+        REVERSE.get(number)
+    }
+
+    #[inline(always)]
+    fn mask(&self) -> u32 {
+        settings::bucket_mask()
+    }
+
+    #[inline(always)]
+    fn seed(&self) -> u64 {
+        settings::seed()
+    }
+
+    #[inline(always)]
+    fn seek(&self, key: &FlowKey) -> u32 {
+        let [addresses, ports] = flow_words(key);
+        steps::seek_reverse(addresses, ports)
+    }
+}
+
 #[inline(always)]
 fn inserted(result: Result<(), i32>) -> Result<(), InsertError> {
     result.map_err(|error| {
@@ -151,31 +206,29 @@ fn inserted(result: Result<(), i32>) -> Result<(), InsertError> {
 impl World for Node {
     #[inline(always)]
     fn forward(&self, key: &FlowKey) -> Option<&mut Half> {
-        // SAFETY: the pointer is the map's; it stays valid (though perhaps
-        // reused) until the program ends, and other CPUs' plain writes of
-        // counters and ticks may be lost but never tear.
-        FORWARD.get_ptr_mut(key).map(|half| unsafe { &mut *half })
+        table::find(&Forward, key).map(|slot| slot.half.lend())
     }
 
     #[inline(always)]
     fn reverse(&self, key: &FlowKey) -> Option<&mut Half> {
-        // SAFETY: as above.
-        REVERSE.get_ptr_mut(key).map(|half| unsafe { &mut *half })
+        table::find(&Reverse, key).map(|slot| slot.half.lend())
     }
 
     #[inline(always)]
     fn insert_forward(&self, key: &FlowKey, half: &Half) -> Result<(), InsertError> {
-        inserted(FORWARD.insert(key, half, u64::from(BPF_NOEXIST)))
+        table::insert(&Forward, key, half)
     }
 
     #[inline(always)]
     fn insert_reverse(&self, key: &FlowKey, half: &Half) -> Result<(), InsertError> {
-        inserted(REVERSE.insert(key, half, u64::from(BPF_NOEXIST)))
+        table::insert(&Reverse, key, half)
     }
 
     #[inline(always)]
     fn remove_reverse(&self, key: &FlowKey) {
-        let _ = REVERSE.remove(key);
+        if let Some(slot) = table::find(&Reverse, key) {
+            table::remove(slot);
+        }
     }
 
     #[inline(always)]
@@ -300,8 +353,18 @@ impl World for Node {
     }
 
     #[inline(always)]
-    fn create(&self) -> bool {
-        steps::create() != 0
+    fn create_reverse(&self) -> bool {
+        steps::create_reverse() != 0
+    }
+
+    #[inline(always)]
+    fn create_forward(&self) -> bool {
+        steps::create_forward() != 0
+    }
+
+    #[inline(always)]
+    fn withdraw(&self) {
+        steps::withdraw();
     }
 
     #[inline(always)]

@@ -8,8 +8,8 @@ use std::{os::fd::AsFd, path::Path};
 use anyhow::{Context, Result, bail};
 use nat_common::{
     abi::{
-        Address, Block, Client, Device, Event, FlowKey, Half, Mapping, MappingKey, Name,
-        PAGE_BLOCKS, PROTOCOLS, Page, Pool, Report, Settings, Slice,
+        Address, Block, Bucket, Client, Device, Event, Mapping, MappingKey, Name, PAGE_BLOCKS,
+        PROTOCOLS, Page, Pool, Report, SLOTS, Settings, Slice,
     },
     reason::REASON_SLOTS,
 };
@@ -61,6 +61,13 @@ pub const fn blocks(limits: &Limits) -> u32 {
     limits.addresses * PROTOCOLS * BLOCKS_PER_ADDRESS
 }
 
+/// Buckets of a session table: twice as many slots as sessions, as a power of two.
+pub const fn buckets(limits: &Limits) -> u32 {
+    (limits.sessions * 2)
+        .div_ceil(SLOTS as u32)
+        .next_power_of_two()
+}
+
 /// Pages of all clients: one for each client and protocol, and as many again as
 /// all addresses' blocks fill.
 pub const fn pages(limits: &Limits) -> u32 {
@@ -69,11 +76,11 @@ pub const fn pages(limits: &Limits) -> u32 {
 
 /// All maps, sized by the limits.
 pub fn shapes(limits: &Limits) -> Vec<Shape> {
-    let (half, address) = (size_of::<Half>(), limits.addresses);
-    let flow = size_of::<FlowKey>();
+    let (bucket, buckets) = (size_of::<Bucket>(), buckets(limits));
+    let address = limits.addresses;
     vec![
-        shape("FORWARD", HASH, flow, half, limits.sessions),
-        shape("REVERSE", HASH, flow, half, limits.sessions),
+        shape("FORWARD", ARRAY, 4, bucket, buckets),
+        shape("REVERSE", ARRAY, 4, bucket, buckets),
         shape(
             "MAPPINGS",
             HASH,

@@ -10,6 +10,7 @@
 //! | [`object`] | loading the programs over pinned maps |
 //! | [`links`] | attaching programs to devices, pinned |
 
+pub mod flows;
 pub mod layout;
 pub mod links;
 pub mod map;

@@ -8,9 +8,11 @@ use aya::{
     programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp},
 };
 use nat_common::abi::Settings;
+use rand::Rng;
 
 use super::{
     layout::{self, shapes},
+    map::Map,
     pins::Pins,
     tables::Tables,
 };
@@ -59,11 +61,17 @@ impl Object {
         // The shift of the clock is a constant of the programs, and only a program
         // can read the clock: a first load finds it out, and makes the maps.
         let mut first = create(pins, limits, None)?;
-        let tables = Tables::open(pins)?;
-        let settings = settings(&tables, &mut first)?;
+        let settings = settings(pins, &mut first)?;
         drop(first);
+        let tables = Tables::open(pins)?;
         let clock = Clock::new(settings);
-        let mut ebpf = create(pins, limits, Some((clock.shift(), 1 << mark_bit)))?;
+        let constants = Constants {
+            tick_shift: clock.shift(),
+            mark: 1 << mark_bit,
+            bucket_mask: layout::buckets(limits) - 1,
+            seed: settings.seed,
+        };
+        let mut ebpf = create(pins, limits, Some(&constants))?;
         for name in XDP {
             xdp(&mut ebpf, name)?
                 .load()
@@ -86,17 +94,26 @@ fn verifier(name: &str) -> String {
     format!("the kernel refuses the program {name}; please report this with the text below")
 }
 
-fn create(pins: &Pins, limits: &Limits, globals: Option<(u32, u32)>) -> Result<Ebpf> {
+/// What the programs take for constant, by the names in `nat-ebpf`'s `settings`.
+struct Constants {
+    tick_shift: u32,
+    mark: u32,
+    bucket_mask: u32,
+    seed: u64,
+}
+
+fn create(pins: &Pins, limits: &Limits, constants: Option<&Constants>) -> Result<Ebpf> {
     let shapes = shapes(limits);
     let mut loader = EbpfLoader::new();
     for shape in &shapes {
         loader.map_max_entries(shape.name, shape.entries);
         loader.map_pin_path(shape.name, pins.map(shape.name));
     }
-    let (shift, mark) = globals.unwrap_or_default();
-    if globals.is_some() {
-        loader.override_global("TICK_SHIFT", &shift, true);
-        loader.override_global("MARK", &mark, true);
+    if let Some(constants) = constants {
+        loader.override_global("TICK_SHIFT", &constants.tick_shift, true);
+        loader.override_global("MARK", &constants.mark, true);
+        loader.override_global("BUCKET_MASK", &constants.bucket_mask, true);
+        loader.override_global("SEED", &constants.seed, true);
     }
     loader
         .load(OBJECT)
@@ -125,9 +142,10 @@ pub fn tcx<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier
     Ok(program.try_into()?)
 }
 
-/// The pinned settings, or new ones: HZ does not change while the maps live.
-fn settings(tables: &Tables, ebpf: &mut Ebpf) -> Result<Settings> {
-    let pinned = tables.settings.get(&0)?.unwrap_or_default();
+/// The pinned settings, or new ones: HZ and seed do not change while the maps live.
+fn settings(pins: &Pins, ebpf: &mut Ebpf) -> Result<Settings> {
+    let map: Map<u32, Settings> = Map::open(&pins.map("SETTINGS"))?;
+    let pinned = map.get(&0)?.unwrap_or_default();
     let program = xdp(ebpf, CLOCK)?;
     program.load().with_context(|| verifier(CLOCK))?;
     let jiffies = read(program)?;
@@ -141,8 +159,9 @@ fn settings(tables: &Tables, ebpf: &mut Ebpf) -> Result<Settings> {
         let later = (read(program)?, monotonic());
         settings.hz = nearest_hz(later.0 - settings.jiffies, later.1 - settings.monotonic);
         settings.generation = 1;
+        settings.seed = rand::rng().next_u64();
     }
-    tables.settings.set(&0, &settings)?;
+    map.set(&0, &settings)?;
     Ok(settings)
 }
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use nat_common::abi::{Block, Client, Page};
+use nat_common::abi::{Block, Bucket, Client, Page};
 
 use super::sys;
 
@@ -18,7 +18,7 @@ use super::sys;
 ///
 /// # Safety
 /// `repr(C)`, any bytes valid, a size that is a multiple of 8, and every field
-/// that a program writes is a `Word` or a `Cell`.
+/// that a program writes is a `Word`, a `Cell` or `Lent`.
 pub unsafe trait Share {}
 
 // SAFETY: laid out for this in nat_common::abi.
@@ -27,6 +27,9 @@ unsafe impl Share for Block {}
 unsafe impl Share for Page {}
 // SAFETY: as above.
 unsafe impl Share for Client {}
+
+// SAFETY: as above.
+unsafe impl Share for Bucket {}
 
 /// An array map in memory.
 #[derive(Debug)]

@@ -4,13 +4,13 @@
 use anyhow::{Context, Result};
 use nat_common::{
     abi::{
-        Address, Block, Client, Device, FlowKey, Half, Ipv4, Mapping, MappingKey, Name, Page, Pool,
-        Report, Settings, Slice,
+        Address, Block, Client, Device, Ipv4, Mapping, MappingKey, Name, Page, Pool, Report,
+        Settings, Slice,
     },
     reason::Reason,
 };
 
-use super::{map::Map, pins::Pins, shared::Shared, sys};
+use super::{flows::Flows, map::Map, pins::Pins, shared::Shared, sys};
 
 /// Key of an IPv4 prefix: its length, native, and its address.
 pub type PrefixKey = [u8; 8];
@@ -21,9 +21,9 @@ pub type ExcludedKey = [u8; 12];
 #[derive(Debug)]
 pub struct Tables {
     /// What clients send, by flow.
-    pub forward: Map<FlowKey, Half>,
+    pub forward: Flows,
     /// What answers them, by flow.
-    pub reverse: Map<FlowKey, Half>,
+    pub reverse: Flows,
     /// External endpoint of each internal one.
     pub mappings: Map<MappingKey, Mapping>,
     /// Client number by source prefix.
@@ -62,9 +62,11 @@ impl Tables {
     /// # Errors
     /// One is missing or has another layout.
     pub fn open(pins: &Pins) -> Result<Self> {
+        let settings: Map<u32, Settings> = Map::open(&pins.map("SETTINGS"))?;
+        let seed = settings.get(&0)?.unwrap_or_default().seed;
         Ok(Self {
-            forward: Map::open(&pins.map("FORWARD"))?,
-            reverse: Map::open(&pins.map("REVERSE"))?,
+            forward: Flows::open(&pins.map("FORWARD"), seed)?,
+            reverse: Flows::open(&pins.map("REVERSE"), seed)?,
             mappings: Map::open(&pins.map("MAPPINGS"))?,
             sources: Map::open(&pins.map("SOURCES"))?,
             clients: Shared::open(&pins.map("CLIENTS"))?,
@@ -75,7 +77,7 @@ impl Tables {
             pages: Shared::open(&pins.map("PAGES"))?,
             free_blocks: Map::open(&pins.map("FREE_BLOCKS"))?,
             devices: Map::open(&pins.map("DEVICES"))?,
-            settings: Map::open(&pins.map("SETTINGS"))?,
+            settings,
             names: Map::open(&pins.map("NAMES"))?,
             pools: Map::open(&pins.map("POOLS"))?,
             report: Map::open(&pins.map("REPORT"))?,

@@ -114,11 +114,11 @@ impl Counted {
             sessions += 1;
             tally.forward(half);
             usage.mark_session(key.protocol, half);
-        })?;
+        });
         tables.reverse.for_each(|_, half| {
             replies += 1;
             tally.reverse(half);
-        })?;
+        });
         tables.mappings.for_each(|key, mapping| {
             mappings += 1;
             tally.mapping(key.protocol, mapping);
@@ -311,16 +311,8 @@ fn fill(tables: &Tables, slices: &[(u32, Slice)], counted: &Counted) -> Result<V
         capacity: u64::from(capacity),
     };
     Ok(vec![
-        entry(
-            "sessions",
-            counted.sessions,
-            Tables::capacity(&tables.forward)?,
-        ),
-        entry(
-            "replies",
-            counted.replies,
-            Tables::capacity(&tables.reverse)?,
-        ),
+        entry("sessions", counted.sessions, tables.forward.capacity()),
+        entry("replies", counted.replies, tables.reverse.capacity()),
         entry(
             "mappings",
             counted.mappings,

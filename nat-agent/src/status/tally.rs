@@ -30,12 +30,13 @@ impl Tally {
     pub fn forward(&mut self, half: &Half) {
         let sums = self.client(half.client);
         sums.flows += 1;
-        sums.out.add(half.packets, half.bytes);
+        sums.out.add(half.packets.into(), half.bytes());
     }
 
     /// Counts a reverse half.
     pub fn reverse(&mut self, half: &Half) {
-        self.client(half.client).r#in.add(half.packets, half.bytes);
+        let sums = self.client(half.client);
+        sums.r#in.add(half.packets.into(), half.bytes());
     }
 
     /// Counts a mapping: one port.
@@ -79,7 +80,7 @@ mod tests {
         let half = |client, packets, bytes| Half {
             client,
             packets,
-            bytes,
+            bytes_and_generation: bytes,
             ..Half::default()
         };
         tally.forward(&half(3, 1, 100));

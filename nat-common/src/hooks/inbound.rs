@@ -110,7 +110,7 @@ fn deliver<F: Frame, W: World>(
         },
         d if d == Delivery::Neighbour as u8 => Verdict::Neighbour {
             ifindex: half.ifindex,
-            gateway: half.gateway,
+            gateway: half.address,
         },
         _ => Verdict::Stack,
     })
@@ -131,7 +131,7 @@ fn redirect<F: Frame, W: World>(
     if packet.ttl <= 1 {
         return Err(Reason::TtlExpired);
     }
-    if !session::cached_hop(world, half) {
+    if !session::cached_hop(world, half, Delivery::Xdp) {
         let query = RouteQuery {
             ingress,
             source: packet.source,
@@ -141,7 +141,7 @@ fn redirect<F: Frame, W: World>(
         };
         let mut hop = Hop::EMPTY;
         if world.route(&query, &mut hop) {
-            session::remember(world, half, &hop);
+            session::remember(world, half, &hop, Delivery::Xdp);
         } else {
             session::forget(half);
         }

@@ -28,7 +28,7 @@ pub fn mark<F: Frame, W: World>(frame: &F, world: &W, ingress: u32) -> Verdict {
     if transport::parse(frame, &packet, &mut transport).is_ok()
         && let Some(half) = world.forward(&transport::flow(&packet, &transport))
     {
-        let own = session::belongs(half, ingress);
+        let own = session::belongs(world, half, ingress);
         return if own {
             Verdict::Mark
         } else {

@@ -2,7 +2,7 @@
 //! does it leave through an outside device, may it open a session?
 
 use crate::{
-    abi::Half,
+    abi::{Delivery, Half},
     classify::{self, Sender, sender},
     packet::{
         ethernet, ipv4,
@@ -26,6 +26,16 @@ pub enum Way {
 }
 
 impl Way {
+    /// How a next hop cached for this way is meant.
+    #[inline(always)]
+    pub const fn delivery(self) -> Delivery {
+        match self {
+            Self::Redirect => Delivery::Xdp,
+            Self::Neighbour => Delivery::Neighbour,
+            Self::Stack => Delivery::Stack,
+        }
+    }
+
     /// On the stack path: XDP leaves the mark to the tcx program behind it.
     #[inline(always)]
     pub const fn by_stack(self) -> Verdict {
@@ -109,7 +119,12 @@ pub fn session<'a, F: Frame, W: World>(
             Refusal::Drop => Verdict::Drop(opening.reason),
         });
     }
-    if !world.map() || !world.create() {
+    let mapped = world.map();
+    let created = mapped && world.create_reverse() && world.create_forward();
+    if mapped && !created {
+        world.withdraw();
+    }
+    if !created {
         let opening = opening()?;
         if matches!(opening.reason, Reason::PortsExhausted | Reason::ClientCap) {
             tell(frame, world, arrival, opening.client, opening.reason);

@@ -44,16 +44,17 @@ fn send<F: Frame, W: World>(
     half: &mut Half,
 ) -> Verdict {
     let (packet, transport) = (&arrival.packet, &arrival.transport);
-    if !session::belongs(half, arrival.ingress) {
+    if !session::belongs(world, half, arrival.ingress) {
         return Verdict::Drop(Reason::Spoofed);
     }
-    if !session::cached_hop(world, half) {
+    let delivery = arrival.way.delivery();
+    if !session::cached_hop(world, half, delivery) {
         let mut hop = Hop::EMPTY;
         if !open::route(world, arrival, &mut hop) {
             session::forget(half);
             return arrival.way.by_stack();
         }
-        session::remember(world, half, &hop);
+        session::remember(world, half, &hop, delivery);
     }
     let headers = transport::headers(packet, transport);
     if packet.ttl <= 1 || frame.wire_length(packet.length, headers) > u32::from(half.mtu) {
@@ -79,7 +80,7 @@ fn leave<F: Frame>(
         hop: true,
     };
     // Read before the packet is written: a half may be reused for another flow at any time.
-    let (ifindex, gateway) = (half.ifindex, half.gateway);
+    let (ifindex, gateway) = (half.ifindex, half.gateway());
     if way == Way::Redirect {
         ethernet::readdress(frame, &half.destination_mac, &half.source_mac)?;
     }

@@ -13,5 +13,6 @@ mod permutation;
 mod ports;
 mod round_trip;
 mod setup;
+mod table;
 mod unguessable;
 mod wire;

@@ -124,8 +124,8 @@ fn endpoint(address: Ipv4, port: Option<Port>) -> Endpoint {
 
 const fn traffic(half: &Half) -> Traffic {
     Traffic {
-        packets: half.packets,
-        bytes: half.bytes,
+        packets: half.packets as u64,
+        bytes: half.bytes(),
     }
 }
 
@@ -178,6 +178,7 @@ pub(crate) mod tests {
             hz: 250,
             jiffies: 0,
             monotonic: 0,
+            seed: 0,
         };
         Reader {
             clock: Clock::new(settings),
@@ -208,12 +209,12 @@ pub(crate) mod tests {
             created: 900,
             last_seen: 990,
             packets: 10,
-            bytes: 1200,
+            bytes_and_generation: 1200,
             ..Half::default()
         };
         let reverse = Half {
             packets: 12,
-            bytes: 150_000,
+            bytes_and_generation: 150_000,
             last_seen: 995,
             ..forward
         };

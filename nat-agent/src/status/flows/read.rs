@@ -29,13 +29,12 @@ pub fn flows<'a>(
         .unwrap_or_default();
     let clock = Clock::new(settings);
     let mut found = Vec::new();
-    let visit = tables.forward.for_each(|key, half| {
+    tables.forward.for_each(|key, half| {
         if filter.wants(key, half) {
             found.push((*key, *half));
         }
     });
-    visit.context("read FORWARD")?;
-    // A hash map has no order; a person wants to find a line again.
+    // The table has no order; a person wants to find a line again.
     found.sort_unstable_by_key(|(key, _)| {
         (
             key.protocol,
@@ -55,8 +54,7 @@ pub fn flows<'a>(
     for (key, forward) in found.iter().take(limit.unwrap_or(usize::MAX)) {
         let reverse = tables
             .reverse
-            .get(&reverse_key(key, forward.address, forward.port))
-            .context("read REVERSE")?;
+            .get(&reverse_key(key, forward.address, forward.port));
         flows.push(reader.flow(key, forward, reverse.as_ref()));
     }
     Ok(Flows {

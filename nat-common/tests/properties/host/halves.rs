@@ -34,11 +34,16 @@ impl Halves {
     /// Adds a half.
     ///
     /// # Errors
-    /// The key exists, or the table is full.
+    /// The key exists (with or without the same address and port), or the table is full.
     pub fn insert(&self, key: FlowKey, half: Half) -> Result<(), InsertError> {
         let mut entries = self.entries.borrow_mut();
-        if entries.contains_key(&key) {
-            return Err(InsertError::Exists);
+        if let Some(old) = entries.get(&key).map(|old| old.lend()) {
+            let same = (old.address, old.port) == (half.address, half.port);
+            return Err(if same {
+                InsertError::Same
+            } else {
+                InsertError::Exists
+            });
         }
         if entries.len() >= self.capacity {
             return Err(InsertError::Full);
