@@ -8,6 +8,7 @@ pub mod lab;
 pub mod netns;
 pub mod process;
 pub mod programs;
+pub mod raw;
 pub mod sniffer;
 pub mod status;
 pub mod sys;

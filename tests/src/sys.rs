@@ -1,4 +1,5 @@
-//! The kernel calls that `std` and `socket2` do not offer, and all of this crate's `unsafe` for the labs.
+//! The kernel calls that `std` and `socket2` do not offer, and all of this crate's `unsafe` for the labs. (That of
+//! the fixtures' frames is in [`crate::raw`].)
 //!
 //! Everything exported is safe to call: namespaces, signals and a receive ring for frames.
 
