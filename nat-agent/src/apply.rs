@@ -223,7 +223,8 @@ fn set_client(tables: &Tables, state: &State, text: &str, client: &ClientState) 
     for net in &client.entry.addresses {
         tables.sources.set(&prefix_key(*net), &index)?;
     }
-    purge::misplaced(tables, client)
+    purge::misplaced(tables, client);
+    Ok(())
 }
 
 /// Prepares the client's pages. When their number changes they move: what the

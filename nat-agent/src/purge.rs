@@ -35,25 +35,17 @@ pub fn sources(tables: &Tables, index: u16, sources: &BTreeSet<Ipv4Net>) -> Resu
     Ok(tables.mappings.delete_all(&mappings)?)
 }
 
-/// Ends a client's sessions whose answers are delivered another way, or to
-/// another device, than the client's now: the next packet opens them again, with
-/// the same port.
-///
-/// # Errors
-/// The kernel's.
-pub fn misplaced(tables: &Tables, client: &ClientState) -> Result<()> {
-    let entry = &client.entry;
-    let tied = [Delivery::Peer as u32, Delivery::Neighbour as u32].contains(&entry.delivery);
+/// Ends a client's sessions whose answers go straight to another device than it
+/// has now: the next packet opens them again, with the same port.
+pub fn misplaced(tables: &Tables, client: &ClientState) {
     let mut ending = Vec::new();
     tables.reverse.for_each(|key, half| {
-        let elsewhere = tied && half.ifindex != entry.ifindex;
-        let otherwise = u32::from(half.delivery) != entry.delivery;
-        if half.client == client.index && (elsewhere || otherwise) {
+        let tied = [Delivery::Peer as u8, Delivery::Neighbour as u8].contains(&half.delivery);
+        if half.client == client.index && tied && half.ifindex != client.entry.ifindex {
             ending.push((forward_key(key, half), *key));
         }
     });
     end(tables, &ending);
-    Ok(())
 }
 
 /// The key of the forward half, given the reverse one.

@@ -44,6 +44,8 @@ pub struct Shape {
     pub value: usize,
     /// Entries.
     pub entries: u32,
+    /// What one entry is meant to hold: 1, but for a bucket half of its slots.
+    pub holds: u32,
 }
 
 const fn shape(name: &'static str, kind: u32, key: usize, value: usize, entries: u32) -> Shape {
@@ -53,6 +55,15 @@ const fn shape(name: &'static str, kind: u32, key: usize, value: usize, entries:
         key,
         value,
         entries,
+        holds: 1,
+    }
+}
+
+/// A session table.
+const fn flows(name: &'static str, limits: &Limits) -> Shape {
+    Shape {
+        holds: SLOTS as u32 / 2,
+        ..shape(name, ARRAY, 4, size_of::<Bucket>(), buckets(limits))
     }
 }
 
@@ -76,11 +87,10 @@ pub const fn pages(limits: &Limits) -> u32 {
 
 /// All maps, sized by the limits.
 pub fn shapes(limits: &Limits) -> Vec<Shape> {
-    let (bucket, buckets) = (size_of::<Bucket>(), buckets(limits));
     let address = limits.addresses;
     vec![
-        shape("FORWARD", ARRAY, 4, bucket, buckets),
-        shape("REVERSE", ARRAY, 4, bucket, buckets),
+        flows("FORWARD", limits),
+        flows("REVERSE", limits),
         shape(
             "MAPPINGS",
             HASH,
@@ -147,8 +157,8 @@ fn check_one(path: &Path, shape: &Shape) -> Result<()> {
         bail!(
             "{} was made for {} entries, the configuration's limits want {}",
             path.display(),
-            info.max_entries,
-            shape.entries,
+            info.max_entries * shape.holds,
+            shape.entries * shape.holds,
         );
     }
     Ok(())
