@@ -7,9 +7,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use crate::config::Config;
-use crate::lab::{Builder, Lab};
+use crate::lab::{self, Builder, Lab};
 use crate::netns::Netns;
 use crate::process::{self, Finished, Process};
 use crate::status::Status;
@@ -169,6 +170,13 @@ impl Agent {
         ))
     }
 
+    /// The flows that `natctl flows` lists with `filter` on its command line.
+    pub fn flows(&self, filter: &str) -> Result<Vec<Value>> {
+        let text = self.natctl(&format!("flows -o json {filter}"))?;
+        let answer: Value = serde_json::from_str(&text)?;
+        Ok(answer["flows"].as_array().context("no flows")?.clone())
+    }
+
     fn finish(&self, command: &mut Command) -> Result<Finished> {
         process::run(command.arg("--bpffs").arg(&self.bpffs), COMMAND)
     }
@@ -226,6 +234,36 @@ impl Bed {
         // Before the agent: what its clients still send afterwards is not translated any more.
         self.lab.verdict()
     }
+}
+
+/// How a client's packets get through the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// A pod's, by the kernel's stack.
+    Stack,
+    /// A pod's, past it.
+    Direct,
+    /// A routed client's, by XDP in the driver.
+    Xdp,
+}
+
+/// Runs `test` with `hosts` clients in a lab of its own for each way.
+pub fn every_way(
+    hosts: u8,
+    change: impl Fn(Config) -> Config,
+    test: impl Fn(Way, &mut Bed) -> Result<()>,
+) -> Result<()> {
+    for way in [Way::Stack, Way::Direct, Way::Xdp] {
+        let (lab, path) = match way {
+            Way::Stack => (lab::pods(hosts), "path: stack"),
+            Way::Direct => (lab::pods(hosts), "path: direct"),
+            Way::Xdp => (lab::routed(hosts), "path: stack"),
+        };
+        let mut bed = Bed::start(lab, |config| change(config.pool(path)))?;
+        let run = test(way, &mut bed).and_then(|()| bed.finish());
+        run.with_context(|| format!("{way:?}"))?;
+    }
+    Ok(())
 }
 
 /// The binary under test: `$NAT_AGENT`, or the one built beside this program, or the workspace's.

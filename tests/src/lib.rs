@@ -11,6 +11,7 @@ pub mod programs;
 pub mod raw;
 pub mod sniffer;
 pub mod status;
+pub mod stun;
 pub mod sys;
 pub mod topology;
 pub mod wire;

@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,6 +18,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::lab::{Host, Lab};
 use crate::netns::Netns;
 use crate::process::{self, Port, Process};
+use crate::wire;
 
 /// How long a peer may take to answer: far more than it needs, so that only a lost packet takes as long.
 pub const PATIENCE: Duration = Duration::from_secs(3);
@@ -303,6 +305,20 @@ fn echo(mut stream: TcpStream, peer: SocketAddr, stop: &AtomicBool) -> std::io::
     Ok(())
 }
 
+/// Connects within `netns` from one address and port (0: any) to another.
+pub fn tcp_connect(netns: &Netns, from: SocketAddrV4, to: SocketAddrV4) -> Result<TcpStream> {
+    let stream = netns.enter(|| -> Result<TcpStream> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&SocketAddr::from(from).into())?;
+        socket.connect_timeout(&SocketAddr::from(to).into(), PATIENCE)?;
+        Ok(socket.into())
+    })??;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
 /// A connection to a [`TcpEcho`].
 pub struct TcpTalk {
     stream: BufReader<TcpStream>,
@@ -314,15 +330,7 @@ pub struct TcpTalk {
 impl TcpTalk {
     /// Connects from `host`, from local `port` (0: any).
     pub fn connect(host: &Host, port: u16, server: SocketAddrV4) -> Result<Self> {
-        let stream = host.netns.enter(|| -> Result<TcpStream> {
-            let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
-            socket.set_reuse_address(true)?;
-            socket.bind(&SocketAddr::from((host.address, port)).into())?;
-            socket.connect_timeout(&SocketAddr::from(server).into(), PATIENCE)?;
-            Ok(socket.into())
-        })??;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        let stream = tcp_connect(&host.netns, SocketAddrV4::new(host.address, port), server)?;
         let mut stream = BufReader::new(stream);
         let mut line = String::new();
         stream.read_line(&mut line)?;
@@ -475,5 +483,19 @@ pub fn raw_socket(host: &Host) -> Result<Socket> {
 pub fn send_raw(socket: &Socket, packet: &[u8]) -> Result<()> {
     let destination: [u8; 4] = packet.get(16..20).context("no IPv4 packet")?.try_into()?;
     socket.send_to(packet, &SocketAddr::from((destination, 0)).into())?;
+    Ok(())
+}
+
+/// Sends one datagram to `server` from each of `ports` of `host`, whether or not it has a socket there.
+pub fn send_from_all(host: &Host, ports: RangeInclusive<u16>, server: SocketAddrV4) -> Result<()> {
+    let socket = raw_socket(host)?;
+    for port in ports {
+        let from = SocketAddrV4::new(host.address, port);
+        send_raw(&socket, &wire::packet(wire::UDP, from, server, b"one"))?;
+        // A veth's queue holds 1000 packets; none may be lost on the way.
+        if port % 100 == 0 {
+            thread::sleep(Duration::from_micros(500));
+        }
+    }
     Ok(())
 }

@@ -110,25 +110,6 @@ fn a_routed_client_at_its_cap_through_xdp() -> Result<()> {
     cap(lab::routed(2), "path: stack")
 }
 
-/// Sends one datagram from each of `ports` of `host`, whether or not it has a socket there.
-fn send_from_all(host: &Host, ports: RangeInclusive<u16>) -> Result<()> {
-    let socket = programs::raw_socket(host)?;
-    for port in ports {
-        let packet = wire::packet(
-            wire::UDP,
-            SocketAddrV4::new(host.address, port),
-            ECHO,
-            b"one",
-        );
-        programs::send_raw(&socket, &packet)?;
-        // A veth's queue holds 1000 packets; none may be lost on the way.
-        if port % 100 == 0 {
-            thread::sleep(Duration::from_micros(500));
-        }
-    }
-    Ok(())
-}
-
 /// An address to its last port: 64512 mappings without one failure, then refusals; expiry, rest, and use again.
 #[test]
 fn an_address_to_its_last_port() -> Result<()> {
@@ -144,7 +125,7 @@ fn an_address_to_its_last_port() -> Result<()> {
     let neighbour = open(pod2, 5000..=5000)?;
     let start = Instant::now();
     // The neighbour holds a block of 64; all but these are there for pod1.
-    send_from_all(pod1, 1024..=(1023 + (PORTS - 64) as u16))?;
+    programs::send_from_all(pod1, 1024..=(1023 + (PORTS - 64) as u16), ECHO)?;
     ensure!(
         start.elapsed() < Duration::from_secs(15),
         "too slow: the first mappings may have expired"

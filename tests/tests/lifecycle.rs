@@ -404,7 +404,7 @@ fn natctl_shows_what_goes_on() -> Result<()> {
         if !agent_runs {
             bed.agent.kill()?;
         }
-        let tcp = flows(&bed, "--client default/pod1")?;
+        let tcp = bed.agent.flows("--client default/pod1")?;
         ensure!(tcp.len() == 1, "{tcp:?}");
         ensure!(
             tcp[0]["protocol"] == "tcp" && tcp[0]["state"] == "established",
@@ -412,26 +412,25 @@ fn natctl_shows_what_goes_on() -> Result<()> {
         );
         ensure!(tcp[0]["egress"]["port"] == talk.seen.port(), "{tcp:?}");
         ensure!(tcp[0]["out"]["bytes"].as_u64() > Some(10_000), "{tcp:?}");
-        let udp = flows(&bed, &format!("--port {}", seen.port()))?;
+        let udp = bed.agent.flows(&format!("--port {}", seen.port()))?;
         ensure!(
             udp.len() == 1 && udp[0]["inside"]["port"] == 5001,
             "{udp:?}"
         );
-        ensure!(flows(&bed, &format!("--address {}", hosts[1].address))?.len() == 1);
-        ensure!(flows(&bed, &format!("--address {}", EGRESS[0]))?.len() == 2);
-        ensure!(flows(&bed, "--port 9")?.is_empty());
+        ensure!(
+            bed.agent
+                .flows(&format!("--address {}", hosts[1].address))?
+                .len()
+                == 1
+        );
+        ensure!(bed.agent.flows(&format!("--address {}", EGRESS[0]))?.len() == 2);
+        ensure!(bed.agent.flows("--port 9")?.is_empty());
         let status = bed.agent.status()?;
         ensure!(status.is_running() == agent_runs, "{}", status.0);
         ensure!(status.ports(EGRESS[0], "tcp", "used")? == 1, "{}", status.0);
         ensure!(status.client("default/pod1")?["egress"] == EGRESS[0].to_string());
     }
     bed.finish()
-}
-
-fn flows(bed: &Bed, filter: &str) -> Result<Vec<serde_json::Value>> {
-    let text = bed.agent.natctl(&format!("flows -o json {filter}"))?;
-    let answer: serde_json::Value = serde_json::from_str(&text)?;
-    Ok(answer["flows"].as_array().context("no flows")?.clone())
 }
 
 /// A pod is replaced by another with the same address and the same name of its link: other pods do not notice, the
