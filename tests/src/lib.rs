@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod bench;
 pub mod config;
+pub mod crafted;
 pub mod fixtures;
 pub mod lab;
 pub mod netns;
