@@ -59,6 +59,11 @@ pub async fn run(file: &Path, pins: &Pins) -> Result<()> {
     agent.serve(changes).await
 }
 
+/// How long the agent pauses after a round that took so long.
+fn pause(interval: Duration, took: Duration) -> Duration {
+    interval.max(took * PAUSE)
+}
+
 /// Reads the configuration file.
 fn load(file: &Path) -> Result<Snapshot> {
     config::load(file).map_err(|problems| {
@@ -151,8 +156,7 @@ impl Agent {
                 () = sleep_until(next) => {
                     let began = Instant::now();
                     self.round();
-                    let pause = self.snapshot.sweep_interval.max(began.elapsed() * PAUSE);
-                    next = Instant::now() + pause;
+                    next = Instant::now() + pause(self.snapshot.sweep_interval, began.elapsed());
                 }
             }
         }
@@ -371,4 +375,19 @@ fn watch(file: &Path) -> Result<(RecommendedWatcher, mpsc::Receiver<()>)> {
         .watch(directory, RecursiveMode::NonRecursive)
         .with_context(|| format!("watch {}", directory.display()))?;
     Ok((watcher, receiver))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_round_takes_a_twentieth_of_the_time() {
+        let interval = Duration::from_secs(10);
+        let after = |milliseconds| pause(interval, Duration::from_millis(milliseconds));
+        assert_eq!(after(0), interval);
+        assert_eq!(after(500), interval);
+        assert_eq!(after(501), Duration::from_millis(10_020));
+        assert_eq!(after(3_000), Duration::from_secs(60));
+    }
 }

@@ -135,6 +135,16 @@ impl Agent {
         Ok(())
     }
 
+    /// Goes on with its file in a directory of its own, where not even the log disturbs it.
+    pub fn use_config_apart(&mut self) -> Result<()> {
+        let directory = self.config.with_file_name("apart");
+        fs::create_dir_all(&directory)?;
+        let file = directory.join("config.yaml");
+        fs::rename(&self.config, &file)?;
+        self.config = file;
+        Ok(())
+    }
+
     /// `nat-agent detach`.
     pub fn detach(&self) -> Result<String> {
         let mut command = self.node.command(&self.binary);
