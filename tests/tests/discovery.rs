@@ -1,6 +1,7 @@
 //! What other people's STUN client and server find out about the NAT (RFC 5780), with the port that it asks from
 //! held by a neighbour, too.
 
+use std::convert::identity;
 use std::net::{SocketAddrV4, UdpSocket};
 use std::thread;
 
@@ -58,28 +59,24 @@ fn at_the_alternate(lab: &Lab) -> Vec<SocketAddrV4> {
 /// RFC 4787 REQ-1 and REQ-8.
 #[test]
 fn mapping_is_independent_and_filtering_dependent() -> Result<()> {
-    agent::every_way(
-        2,
-        |config| config,
-        |_, bed| {
-            let (lab, [pod1, pod2]) = (&bed.lab, [&bed.lab.hosts[0], &bed.lab.hosts[1]]);
-            let _server = StunServer::start(lab)?;
-            let neighbour = mapped(pod2).context("the first")?;
-            let own = mapped(pod1).context("beside a neighbour on the same port")?;
-            ensure!(
-                *own.ip() == EGRESS[0] && *neighbour.ip() == EGRESS[0] && own != neighbour,
-                "{own} and {neighbour}"
-            );
-            let mut asked = at_the_alternate(lab);
-            asked.dedup();
-            ensure!(
-                asked.len() == 2 && asked.contains(&own) && asked.contains(&neighbour),
-                "{asked:?} asked the alternate address, not {own} and {neighbour}"
-            );
-            ensure!(mapped(pod2)? == neighbour && mapped(pod1)? == own);
-            filtered(&[(pod1, own), (pod2, neighbour)])
-        },
-    )
+    agent::every_way(2, identity, |_, bed| {
+        let (lab, [pod1, pod2]) = (&bed.lab, [&bed.lab.hosts[0], &bed.lab.hosts[1]]);
+        let _server = StunServer::start(lab)?;
+        let neighbour = mapped(pod2).context("the first")?;
+        let own = mapped(pod1).context("beside a neighbour on the same port")?;
+        ensure!(
+            *own.ip() == EGRESS[0] && *neighbour.ip() == EGRESS[0] && own != neighbour,
+            "{own} and {neighbour}"
+        );
+        let mut asked = at_the_alternate(lab);
+        asked.dedup();
+        ensure!(
+            asked.len() == 2 && asked.contains(&own) && asked.contains(&neighbour),
+            "{asked:?} asked the alternate address, not {own} and {neighbour}"
+        );
+        ensure!(mapped(pod2)? == neighbour && mapped(pod1)? == own);
+        filtered(&[(pod1, own), (pod2, neighbour)])
+    })
 }
 
 /// RFC 4787 REQ-11: nothing of it changes when ports run low.
