@@ -9,6 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use nat_common::abi::LAYOUT_VERSION;
+
 use crate::config::Config;
 use crate::lab::{self, Builder, Lab};
 use crate::netns::Netns;
@@ -53,6 +55,11 @@ impl Agent {
     }
 
     /// Where its maps and links are pinned.
+    pub fn pins(&self) -> PathBuf {
+        self.bpffs().join(format!("v{LAYOUT_VERSION}"))
+    }
+
+    /// Its directory on the BPF file system.
     pub fn bpffs(&self) -> &Path {
         &self.bpffs
     }

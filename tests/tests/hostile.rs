@@ -164,6 +164,24 @@ fn a_packet_on_its_last_hop_does_not_leave() -> Result<()> {
     })
 }
 
+/// An answer whose hops run out here: whoever sent it does not learn whose it was.
+#[test]
+fn an_answer_on_its_last_hop_tells_the_outside_nothing() -> Result<()> {
+    agent::every_way(1, identity, |_, bed| {
+        let lab = &bed.lab;
+        let _echo = UdpEcho::start(&lab.server, ECHO)?;
+        let socket = programs::udp_socket(&lab.hosts[0], 4000, ECHO)?;
+        programs::udp_ask(&socket)?;
+        let before = bed.agent.status()?.drops("ttl-expired");
+        lab.server.sysctl("net.ipv4.ip_default_ttl", "1")?;
+        ensure!(programs::udp_ask(&socket).is_err(), "the answer came");
+        ensure!(bed.agent.status()?.drops("ttl-expired") > before);
+        let told = lab.sniffer().total(|flow| flow.protocol == wire::ICMP);
+        ensure!(told.frames == 0, "{told:?}: the sender was told");
+        Ok(())
+    })
+}
+
 /// Fragments, last first, both ways, while the same client and another one transfer.
 #[test]
 fn fragments_disturb_nobody() -> Result<()> {

@@ -512,7 +512,7 @@ fn pins_of_another_shape_are_refused() -> Result<()> {
 
     bed.agent.write_config(Config::new(&bed.lab))?;
     bed.agent.detach()?;
-    let maps = bed.agent.bpffs().join(format!("v{LAYOUT_VERSION}/maps"));
+    let maps = bed.agent.pins().join("maps");
     std::fs::create_dir_all(&maps)?;
     let foreign = maps.join("SETTINGS");
     let create = "map create {} type array key 4 value 8 entries 1 name SETTINGS"

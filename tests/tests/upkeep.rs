@@ -89,7 +89,7 @@ fn the_guard_comes_first() -> Result<()> {
 
 /// The kernel's number of a pinned link: a later link has a greater one.
 fn link_number(bed: &Bed, device: &str, job: &str) -> Result<u64> {
-    let pin = bed.agent.bpffs().join(format!("v1/links/{device}::{job}"));
+    let pin = bed.agent.pins().join(format!("links/{device}::{job}"));
     let shown = bed
         .lab
         .node
@@ -154,7 +154,7 @@ fn a_port_in_use_does_not_stay_free() -> Result<()> {
     let free = |bed: &Bed| bed.agent.status()?.ports(EGRESS[0], "udp", "free");
     let before = free(&bed)?;
     bed.agent.kill()?;
-    set_free(&bed.agent.bpffs().join("v1/maps/BLOCKS"))?;
+    set_free(&bed.agent.pins().join("maps/BLOCKS"))?;
     ensure!(
         free(&bed)? == before + 1,
         "the port is not free: the test proves nothing"

@@ -1,7 +1,7 @@
 //! Where maps and links are pinned.
 //!
-//! `DIR/v1/maps/NAME`, `DIR/v1/queues/SLICE-PROTOCOL`, `DIR/v1/links/DEVICE::JOB`,
-//! where 1 is the layout's version.
+//! `DIR/v2/maps/NAME`, `DIR/v2/queues/SLICE-PROTOCOL`, `DIR/v2/links/DEVICE::JOB`,
+//! where 2 is the layout's version.
 
 use std::{
     fs, io,

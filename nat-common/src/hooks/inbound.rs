@@ -99,7 +99,8 @@ fn deliver<F: Frame, W: World>(
         return redirect(frame, world, packet, transport, half, ingress, to);
     }
     to.hop = to.hop && !by_xdp;
-    if to.hop && packet.ttl <= 1 {
+    // On the stack path, too: the kernel would tell the sender, and quote the client's own address.
+    if packet.ttl <= 1 {
         return Err(Reason::TtlExpired);
     }
     session::stamp(world, half, transport.tcp_flags, packet.length);
