@@ -29,6 +29,7 @@ fn main() -> ExitCode {
             workspace.join(source).display()
         );
     }
+    println!("cargo:rerun-if-env-changed={}", toolchain::LOG);
     match build(workspace) {
         Ok(()) => {
             let object = toolchain::object(workspace, "nat");

@@ -22,7 +22,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     announce, apply,
-    bpf::{links, object::Object, pins::Pins},
+    bpf::{links, log, object::Object, pins::Pins},
     config,
     desired::{Desired, desired},
     diff::{State, diff},
@@ -103,6 +103,7 @@ impl Agent {
         let facts = netlink.facts().await?;
         let mut object = Object::load(pins, &snapshot.limits, snapshot.mark_bit)?;
         let teller = Teller::new(&mut object.ebpf)?;
+        log::follow(&mut object.ebpf)?;
         let state = apply::read(&object.tables).context("read what is pinned")?;
         let busy = state.slices.keys().copied().collect();
         let report = Report::new(file, pins.directory(), snapshot.sweep_interval);

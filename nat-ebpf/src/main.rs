@@ -6,6 +6,7 @@
 //! | [`frame`] | packet bytes over both contexts |
 //! | [`tables`] | the maps, and the core's world over them |
 //! | [`route`] | the kernel's routes |
+//! | `log` | drops told one by one, in objects for developers |
 //! | [`settings`] | what the agent sets at load |
 //! | [`steps`] | the steps of opening a session, one function each |
 //!
@@ -14,6 +15,8 @@
 #![no_main]
 
 mod frame;
+#[cfg(feature = "log")]
+mod log;
 mod route;
 mod settings;
 mod steps;

@@ -97,7 +97,11 @@ fn keep() -> usize {
 
 /// Counts a drop.
 #[inline(always)]
-pub fn count(reason: Reason) {
+pub fn count(context: &impl EbpfContext, reason: Reason) {
+    #[cfg(feature = "log")]
+    crate::log::dropped(context, reason);
+    #[cfg(not(feature = "log"))]
+    let _ = context;
     if let Some(counter) = DROPS.get_ptr_mut(reason as u32) {
         // SAFETY: this CPU's own counter; the program is not migrated while it runs.
         unsafe { *counter += 1 };

@@ -37,7 +37,8 @@ const INET: u32 = 2;
 pub fn client_stack(context: TcContext) -> i32 {
     let skb = context.skb.skb;
     let node = Node::new(&context, Neighbours::Found);
-    act(skb, mark(&SkbFrame::behind_xdp(skb), &node, ifindex(skb)))
+    let verdict = mark(&SkbFrame::behind_xdp(skb), &node, ifindex(skb));
+    act(&context, verdict)
 }
 
 /// Ingress of a client's device, direct path: translates and sends on.
@@ -45,10 +46,8 @@ pub fn client_stack(context: TcContext) -> i32 {
 pub fn client_direct(context: TcContext) -> i32 {
     let skb = context.skb.skb;
     let node = Node::new(&context, Neighbours::Found);
-    act(
-        skb,
-        outbound(&mut SkbFrame::new(skb), &node, ifindex(skb), Way::Neighbour),
-    )
+    let verdict = outbound(&mut SkbFrame::new(skb), &node, ifindex(skb), Way::Neighbour);
+    act(&context, verdict)
 }
 
 /// Egress of an outside device: translates what is marked, stops what is not.
@@ -58,7 +57,8 @@ pub fn outside_egress(context: TcContext) -> i32 {
     let node = Node::new(&context, Neighbours::Found);
     // SAFETY: the kernel's context is valid while the program runs.
     let marked = unsafe { (*skb).mark } & settings::mark() != 0;
-    act(skb, guard(&mut SkbFrame::new(skb), &node, marked))
+    let verdict = guard(&mut SkbFrame::new(skb), &node, marked);
+    act(&context, verdict)
 }
 
 /// Ingress of an outside device: translates answers back and delivers them.
@@ -66,15 +66,13 @@ pub fn outside_egress(context: TcContext) -> i32 {
 pub fn outside_ingress(context: TcContext) -> i32 {
     let skb = context.skb.skb;
     let node = Node::new(&context, Neighbours::Found);
-    act(
-        skb,
-        inbound(
-            &mut SkbFrame::behind_xdp(skb),
-            &node,
-            ifindex(skb),
-            Layer::Tcx,
-        ),
-    )
+    let verdict = inbound(
+        &mut SkbFrame::behind_xdp(skb),
+        &node,
+        ifindex(skb),
+        Layer::Tcx,
+    );
+    act(&context, verdict)
 }
 
 #[inline(always)]
@@ -85,7 +83,8 @@ fn ifindex(skb: *mut __sk_buff) -> u32 {
 
 /// Programs of others on the same hook run after ours: `TCX_NEXT`, not `TCX_PASS`.
 #[inline(always)]
-fn act(skb: *mut __sk_buff, verdict: Verdict) -> i32 {
+fn act(context: &TcContext, verdict: Verdict) -> i32 {
+    let skb = context.skb.skb;
     match verdict {
         Verdict::Pass | Verdict::Stack => TCX_NEXT,
         Verdict::Mark => {
@@ -99,7 +98,7 @@ fn act(skb: *mut __sk_buff, verdict: Verdict) -> i32 {
         // SAFETY: a helper with plain arguments.
         Verdict::Peer { ifindex } => unsafe { bpf_redirect_peer(ifindex, 0) as i32 },
         Verdict::Drop(reason) => {
-            count(reason);
+            count(context, reason);
             TCX_DROP
         }
         // XDP's; the core does not give it to tcx.

@@ -27,24 +27,26 @@ use crate::{
 #[xdp(frags)]
 pub fn xdp_outside(context: XdpContext) -> u32 {
     let node = Node::new(&context, Neighbours::Known);
-    act(inbound(
+    let verdict = inbound(
         &mut XdpFrame::new(context.ctx),
         &node,
         ifindex(&context),
         Layer::Xdp,
-    ))
+    );
+    act(&context, verdict)
 }
 
 /// On an inside device: clients' packets go out.
 #[xdp(frags)]
 pub fn xdp_inside(context: XdpContext) -> u32 {
     let node = Node::new(&context, Neighbours::Known);
-    act(outbound(
+    let verdict = outbound(
         &mut XdpFrame::new(context.ctx),
         &node,
         ifindex(&context),
         Way::Redirect,
-    ))
+    );
+    act(&context, verdict)
 }
 
 /// Attached nowhere: the agent runs it on a packet of its own to read the
@@ -65,14 +67,14 @@ fn ifindex(context: &XdpContext) -> u32 {
 }
 
 #[inline(always)]
-fn act(verdict: Verdict) -> u32 {
+fn act(context: &XdpContext, verdict: Verdict) -> u32 {
     match verdict {
         Verdict::Pass | Verdict::Stack => XDP_PASS,
         Verdict::Reply => XDP_TX,
         // SAFETY: a helper with plain arguments.
         Verdict::Redirect { ifindex } => unsafe { bpf_redirect(ifindex, 0) as u32 },
         Verdict::Drop(reason) => {
-            count(reason);
+            count(context, reason);
             XDP_DROP
         }
         // These are tcx's; the core does not give them to XDP.

@@ -92,6 +92,9 @@ impl fmt::Display for Missing {
 
 impl std::error::Error for Missing {}
 
+/// Variable that has drops logged one by one; for developers.
+pub const LOG: &str = "NAT_EBPF_LOG";
+
 /// Everything that building the BPF objects takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Builder {
@@ -125,6 +128,9 @@ impl Builder {
             .args([subcommand, "--release", "--target", TARGET])
             .args(["-Z", "build-std=core", "--target-dir"])
             .arg(target_dir(workspace));
+        if env::var_os(LOG).is_some() {
+            command.args(["--features", "log"]);
+        }
         command
     }
 }
