@@ -1,4 +1,4 @@
-//! What the programs log, in objects built for it (`NAT_EBPF_LOG`): into the agent's log, at `debug`.
+//! What the programs log, in objects built for it (`NAT_EBPF_LOG`): into the agent's log.
 
 use anyhow::{Context, Result};
 use aya::Ebpf;
@@ -19,7 +19,8 @@ pub fn follow(ebpf: &mut Ebpf) -> Result<()> {
     }
     warn!("the programs were built with NAT_EBPF_LOG: every drop is logged, which is slow");
     let logger = EbpfLogger::init(ebpf).context("follow the programs' log")?;
-    let mut logger = AsyncFd::with_interest(logger, Interest::READABLE)?;
+    // SAFETY: the logger owns its descriptor and never gives it away.
+    let mut logger = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) }?;
     tokio::spawn(async move {
         while let Ok(mut ready) = logger.readable_mut().await {
             ready.get_inner_mut().flush();
