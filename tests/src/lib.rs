@@ -5,6 +5,7 @@ pub mod bench;
 pub mod config;
 pub mod crafted;
 pub mod fixtures;
+pub mod image;
 pub mod lab;
 pub mod netns;
 pub mod process;

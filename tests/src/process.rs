@@ -120,6 +120,13 @@ fn path() -> String {
     format!("{inherited}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin")
 }
 
+/// Where a program is on the search path.
+pub fn find(name: &str) -> Option<PathBuf> {
+    std::env::split_paths(&path())
+        .map(|directory| directory.join(name))
+        .find(|file| file.is_file())
+}
+
 fn read_all(pipe: Option<impl Read + Send + 'static>) -> JoinHandle<String> {
     thread::spawn(move || {
         let mut bytes = Vec::new();
