@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::{
     run,
-    setup::{self, Lacking},
+    setup::{self, Lacking, Purpose},
     toolchain::{self, Builder},
 };
 
@@ -42,7 +42,7 @@ impl Built {
 }
 
 pub fn main(args: &Args) -> Result<()> {
-    setup::ensure()?;
+    setup::ensure(Purpose::Basics)?;
     let built = everything(args.release)?;
     eprintln!();
     for name in ["nat-agent", "natctl"] {

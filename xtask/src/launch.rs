@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use crate::{
     build::{self, Built},
-    setup,
+    setup::{self, Purpose},
 };
 
 /// Show real programs in two pods that reach a server from one egress address
@@ -67,7 +67,7 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
 /// Both use the release build: it is what a person would run, and what the tests use.
 fn prepare() -> Result<Built> {
     setup::ensure_root()?;
-    setup::ensure()?;
+    setup::ensure(Purpose::Basics)?;
     build::everything(true)
 }
 

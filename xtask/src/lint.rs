@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     run,
-    setup::{self, Lacking},
+    setup::{self, Lacking, Purpose},
     toolchain::Builder,
 };
 
@@ -13,7 +13,7 @@ use crate::{
 pub struct Args {}
 
 pub fn main(_: &Args) -> Result<()> {
-    setup::ensure()?;
+    setup::ensure(Purpose::Basics)?;
     everything()?;
     eprintln!("\nlint: nothing to complain about");
     Ok(())

@@ -6,7 +6,8 @@ use anyhow::{Result, bail};
 
 use crate::{
     build::{self, Built},
-    limit, lint, run, setup,
+    limit, lint, run,
+    setup::{self, Purpose},
     suites::{self, Suite},
 };
 
@@ -43,7 +44,7 @@ pub fn main(args: &Args) -> Result<()> {
     if chosen.iter().any(|suite| suite.kernel) {
         setup::ensure_root()?;
     }
-    setup::ensure()?;
+    setup::ensure(Purpose::Basics)?;
     let built = build::everything(true)?;
     let mut failed = Vec::new();
     if args.wants(LINT) {

@@ -1,6 +1,9 @@
-//! The programs that building, demo, tests and benchmarks call.
+//! The programs that building, demo, tests, benchmarks and clusters call.
 
-use std::process::{Command, Stdio};
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use anyhow::Result;
 
@@ -21,6 +24,8 @@ enum Probe {
     Program,
     /// A module of the system's own Python; another on PATH may not have it.
     PythonModule(&'static str),
+    /// Files that are on nobody's PATH, one of which will do.
+    AnyFile(&'static [&'static str]),
 }
 
 const fn program(name: &'static str, package: &'static str, why: &'static str) -> Need {
@@ -89,11 +94,38 @@ pub const NEEDS: &[Need] = &[
     },
 ];
 
+/// What a cluster's nodes are made of, besides Kubernetes itself.
+pub const CLUSTER_NEEDS: &[Need] = &[
+    daemon(
+        program(
+            "containerd",
+            "containerd",
+            "runs the pods of a cluster's nodes",
+        ),
+        "containerd",
+    ),
+    program("runc", "runc", "starts containers for containerd"),
+    Need {
+        name: "CNI plugins",
+        why: "connect the pods of a cluster's nodes",
+        package: "containernetworking-plugins",
+        probe: Probe::AnyFile(&[
+            "/usr/lib/cni/ptp",
+            "/usr/libexec/cni/ptp",
+            "/opt/cni/bin/ptp",
+        ]),
+        service: None,
+    },
+    program("busybox", "busybox", "a shell and tools for test pods"),
+    program("nsenter", "util-linux", "runs commands inside nodes"),
+];
+
 impl Need {
     pub fn is_met(&self) -> bool {
         match self.probe {
             Probe::Program => run::find_program(self.name).is_some(),
             Probe::PythonModule(module) => has_python_module(module),
+            Probe::AnyFile(files) => files.iter().any(|file| Path::new(file).is_file()),
         }
     }
 }
@@ -126,8 +158,12 @@ pub fn keep_daemons_off<'a>(installed: impl Iterator<Item = &'a str>) -> Result<
     )
 }
 
+fn all() -> impl Iterator<Item = &'static Need> {
+    NEEDS.iter().chain(CLUSTER_NEEDS)
+}
+
 fn service_of(name: &str) -> Option<&'static str> {
-    NEEDS.iter().find(|need| need.name == name)?.service
+    all().find(|need| need.name == name)?.service
 }
 
 #[cfg(test)]
@@ -143,9 +179,9 @@ mod tests {
 
     #[test]
     fn names_are_unique() {
-        let mut names: Vec<_> = NEEDS.iter().map(|need| need.name).collect();
+        let mut names: Vec<_> = all().map(|need| need.name).collect();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), NEEDS.len());
+        assert_eq!(names.len(), all().count());
     }
 }
