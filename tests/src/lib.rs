@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod bench;
+pub mod cluster;
 pub mod config;
 pub mod crafted;
 pub mod fixtures;

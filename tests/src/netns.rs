@@ -45,6 +45,14 @@ impl Netns {
         Ok(this)
     }
 
+    /// The namespace `name` that somebody else made and will delete.
+    pub fn existing(name: &str) -> Self {
+        Self(Arc::new(Inner {
+            name: name.to_string(),
+            kept: true.into(),
+        }))
+    }
+
     /// Its name, as `ip netns` shows it.
     pub fn name(&self) -> &str {
         &self.0.name
@@ -135,8 +143,8 @@ impl Drop for Inner {
     }
 }
 
-/// Deletes the namespace `name`. Not through [`process::run`], which an interrupt would stop.
-fn delete(name: &str) {
+/// Deletes the namespace `name`, if it is there. Not through [`process::run`], which an interrupt would stop.
+pub fn delete(name: &str) {
     // Failing means that it is gone, or that there is nothing to be done about it here.
     let _ = Command::new("ip")
         .args(["netns", "del", name])

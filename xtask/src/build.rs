@@ -30,11 +30,12 @@ impl Built {
     }
 
     /// The variables by which tests, demo and benchmarks find what was built.
-    pub fn environment(&self) -> [(&'static str, PathBuf); 4] {
+    pub fn environment(&self) -> [(&'static str, PathBuf); 5] {
         let workspace = run::workspace();
         [
             ("NAT_AGENT", self.program("nat-agent")),
             ("NATCTL", self.program("natctl")),
+            ("NAT_CLUSTER", self.program("nat-cluster")),
             ("NAT_EBPF_OBJECT", toolchain::object(&workspace, "nat")),
             ("NAT_BENCH_OBJECT", toolchain::object(&workspace, "bench")),
         ]
@@ -65,6 +66,16 @@ pub fn everything(release: bool) -> Result<Built> {
     let profile = if release { "release" } else { "debug" };
     let directory = toolchain::host_target_dir(&run::workspace()).join(profile);
     Ok(Built { directory })
+}
+
+/// Builds one program of the tests crate, and says nothing unless that fails.
+pub fn quietly(name: &str) -> Result<PathBuf> {
+    let mut command = run::cargo("build");
+    command.args(["--release", "--quiet", "--bin", name]);
+    run::visibly(&mut command)?;
+    Ok(toolchain::host_target_dir(&run::workspace())
+        .join("release")
+        .join(name))
 }
 
 fn ebpf() -> Result<()> {

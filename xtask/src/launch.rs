@@ -1,14 +1,15 @@
-//! `cargo xtask demo` and `cargo xtask bench`: build, then become the program from
-//! the tests crate that does it.
+//! `cargo xtask demo`, `bench`, `cluster` and `image`: build, then become the program
+//! from the tests crate that does it.
 
-use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::{os::unix::process::CommandExt, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result};
 
 use crate::{
     build::{self, Built},
+    run,
     setup::{self, Purpose},
+    toolchain,
 };
 
 /// Show real programs in two pods that reach a server from one egress address
@@ -45,8 +46,30 @@ pub struct BenchArgs {
     more: Vec<String>,
 }
 
+/// Run a real Kubernetes cluster on this machine, each node in namespaces of its own
+///
+/// `cargo xtask cluster help` lists what it does: up, down, kubectl, node, load, build.
+/// Needs root; the first `up` builds Kubernetes, which takes minutes.
+#[derive(clap::Args)]
+#[command(disable_help_flag = true)]
+pub struct ClusterArgs {
+    /// up, down, kubectl, node, load or build, and what they are told
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
+/// Make the agent's container image, without a container engine
+///
+/// Leaves an OCI archive, and the same files for deploy/Dockerfile.
+#[derive(clap::Args)]
+pub struct ImageArgs {
+    /// Where to leave them; otherwise in the target directory
+    directory: Option<PathBuf>,
+}
+
 pub fn demo(args: &DemoArgs) -> Result<()> {
     let built = prepare()?;
+    eprintln!();
     let mut command = program(&built, "nat-demo");
     if args.keep {
         command.arg("--keep");
@@ -59,9 +82,34 @@ pub fn demo(args: &DemoArgs) -> Result<()> {
 
 pub fn bench(args: &BenchArgs) -> Result<()> {
     let built = prepare()?;
+    eprintln!();
     let mut command = program(&built, "nat-bench");
     command.args(["-o", &args.output]);
     become_it(command.args(&args.names).args(&args.more))
+}
+
+/// Only what makes things sees to what that takes: anything else shall not keep a
+/// person waiting.
+pub fn cluster(args: &ClusterArgs) -> Result<()> {
+    match args.arguments.first().map(String::as_str) {
+        Some("up") => {
+            setup::ensure_root()?;
+            setup::ensure(Purpose::Cluster)?;
+        }
+        Some("build") => setup::ensure(Purpose::Cluster)?,
+        _ => {}
+    }
+    let program = build::quietly("nat-cluster")?;
+    become_it(Command::new(program).args(&args.arguments))
+}
+
+pub fn image(args: &ImageArgs) -> Result<()> {
+    setup::ensure(Purpose::Basics)?;
+    let built = build::everything(true)?;
+    let own = || toolchain::host_target_dir(&run::workspace()).join("image");
+    let directory = args.directory.clone().unwrap_or_else(own);
+    eprintln!();
+    become_it(program(&built, "nat-image").arg(directory))
 }
 
 /// Both use the release build: it is what a person would run, and what the tests use.
@@ -79,7 +127,6 @@ fn program(built: &Built, name: &str) -> Command {
 
 /// Becomes the program, so that Ctrl-C and the exit code are its own.
 fn become_it(command: &mut Command) -> Result<()> {
-    eprintln!();
     let error = command.exec();
     Err(error).with_context(|| format!("cannot run {}", command.get_program().display()))
 }

@@ -30,6 +30,8 @@ enum Task {
     Test(test::Args),
     Lint(lint::Args),
     Bench(launch::BenchArgs),
+    Cluster(launch::ClusterArgs),
+    Image(launch::ImageArgs),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +42,8 @@ fn main() -> ExitCode {
         Task::Test(args) => test::main(&args),
         Task::Lint(args) => lint::main(&args),
         Task::Bench(args) => launch::bench(&args),
+        Task::Cluster(args) => launch::cluster(&args),
+        Task::Image(args) => launch::image(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
