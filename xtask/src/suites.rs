@@ -41,8 +41,11 @@ const HOST: &[(&str, &str, &[&str])] = &[
     ),
 ];
 
+/// The suite that takes Kubernetes.
+pub const CLUSTER: &str = "cluster";
+
 /// Files of tests/tests, first to last, with what they are and their limit in
-/// minutes. A file that is not named here runs after these.
+/// minutes. A file that is not named here runs after these, and the cluster last.
 const KERNEL: &[(&str, &str, u64)] = &[
     ("bench_frames", "the benchmarks' own frames are valid", 2),
     (
@@ -74,7 +77,8 @@ pub fn all() -> Vec<Suite> {
         .map(|&(name, about, minutes)| kernel(name, about, Duration::from_secs(minutes * 60)));
     let others = test_files().into_iter().filter(|file| !is_named(file));
     let others = others.map(|file| kernel(&file, "programs and namespaces", LIMIT));
-    host.chain(named).chain(others).collect()
+    let cluster = kernel(CLUSTER, "a real Kubernetes cluster of several nodes", LIMIT);
+    host.chain(named).chain(others).chain([cluster]).collect()
 }
 
 fn kernel(name: &str, about: &'static str, limit: Duration) -> Suite {
@@ -91,7 +95,7 @@ fn kernel(name: &str, about: &'static str, limit: Duration) -> Suite {
 }
 
 fn is_named(file: &str) -> bool {
-    KERNEL.iter().any(|&(name, ..)| name == file)
+    file == CLUSTER || KERNEL.iter().any(|&(name, ..)| name == file)
 }
 
 /// The test targets in tests/tests, by name.
