@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::net::SocketAddrV4;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -13,6 +14,7 @@ use nat_tests::programs::{self, Iperf, Nginx, TcpEcho, TcpTalk, UdpEcho};
 use nat_tests::wire;
 
 const ECHO: SocketAddrV4 = SocketAddrV4::new(SERVER, 9000);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The server knows the way back to the inside, and inside addresses may be seen outside.
 fn forwarding(builder: Builder) -> Result<Lab> {
@@ -217,6 +219,11 @@ fn what_a_killed_process_left_is_removed() -> Result<()> {
     fs::create_dir_all(&directory)?;
     let log = directory.join("log");
     let mut sleeper = process::Process::spawn(netns.command("sleep").arg("1000"), &log)?;
+    eventually(Duration::from_secs(2), "the process inside", || {
+        let pids = process::run(Command::new("ip").args(["netns", "pids", name]), PATIENCE)?;
+        ensure!(!pids.success()?.is_empty());
+        Ok(())
+    })?;
     drop(netns);
     lab::remove_leftovers();
     ensure!(!netns::names().any(|other| other == name) && !directory.exists());
