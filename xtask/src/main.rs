@@ -1,5 +1,6 @@
 //! `cargo xtask`: the one door to everything that a person runs in this repository.
 
+mod beside;
 mod build;
 mod launch;
 mod limit;

@@ -5,6 +5,7 @@ use std::{process::Command, time::Instant};
 use anyhow::{Result, bail};
 
 use crate::{
+    beside::Beside,
     build::{self, Built},
     limit, lint, run,
     setup::{self, Purpose},
@@ -59,12 +60,20 @@ pub fn main(args: &Args) -> Result<()> {
         run::section("build: tests");
         run::visibly(run::cargo("test").args(["--release", "--no-run"]))?;
     }
+    let mut kubernetes = None;
     if clusters {
-        // Not in the suite, whose time is limited: the first time this takes minutes.
-        run::section("build: Kubernetes");
-        run::visibly(Command::new(built.program("nat-cluster")).arg("build"))?;
+        // The first time this takes minutes, and most of what other suites do is wait.
+        run::section("build: Kubernetes, beside the tests");
+        let program = built.program("nat-cluster");
+        kubernetes = Some(Beside::start(Command::new(program).arg("build"))?);
     }
     for suite in &chosen {
+        if suite.name == suites::CLUSTER
+            && let Some(build) = kubernetes.take()
+        {
+            run::section("build: Kubernetes, the rest");
+            build.finish()?;
+        }
         run::section(format!("test: {}: {}", suite.name, suite.about));
         note(
             &mut failed,
