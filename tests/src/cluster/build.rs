@@ -59,7 +59,8 @@ fn check_ready(variable: &str, directory: PathBuf) -> Result<PathBuf> {
         directory.display(),
         missing.join(" ")
     );
-    Ok(directory)
+    // It will be used from other directories.
+    Ok(directory.canonicalize()?)
 }
 
 fn missing(directory: &Path) -> impl Iterator<Item = &'static str> {

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, Error, Result, ensure};
 
-/// Names another directory for what clusters need while they are up.
+/// Names another directory, by an absolute path, for what clusters need while they are up.
 const STATE_VARIABLE: &str = "NATCTL_CLUSTER_STATE";
 /// A node's disk lies here, too. Not under /tmp: overlayfs refuses some file systems that are used there.
 const STATE: &str = "/var/lib/natctl-cluster";
@@ -130,7 +130,8 @@ impl FromStr for Machine {
 
 /// Where all clusters' directories are.
 pub fn states() -> PathBuf {
-    std::env::var_os(STATE_VARIABLE).map_or_else(|| STATE.into(), PathBuf::from)
+    let named = std::env::var_os(STATE_VARIABLE).filter(|path| Path::new(path).is_absolute());
+    named.map_or_else(|| STATE.into(), PathBuf::from)
 }
 
 /// Where what is built once is kept.
