@@ -99,7 +99,8 @@ pub fn desired(
         );
     }
     for pool in &snapshot.pools {
-        desired.pools.insert(pool.name.clone(), pool_entry(pool));
+        let entry = pool_entry(pool, &snapshot.cluster_ranges);
+        desired.pools.insert(pool.name.clone(), entry);
         for address in v4(&pool.addresses) {
             let own = facts.addresses.contains(&address);
             let entry = SliceEntry {
@@ -116,10 +117,12 @@ pub fn desired(
             continue;
         };
         let entry = client_entry(client, pool, &devices, current.get(&client.name));
-        if entry.ifindex == 0 {
+        if entry.ifindex == 0
+            && let Some(device) = &client.device
+        {
             desired.problems.push(format!(
-                "client {}: there is no device {}; its packets are dropped until there is",
-                client.name, client.device
+                "client {}: there is no device {device}; its packets are dropped until there is",
+                client.name
             ));
         }
         desired.clients.insert(client.name.clone(), entry);
@@ -134,8 +137,8 @@ fn v4(addresses: &[IpAddr]) -> impl Iterator<Item = Ipv4Addr> {
     })
 }
 
-fn v4_nets(nets: &[IpNet]) -> BTreeSet<Ipv4Net> {
-    let nets = nets.iter().filter_map(|net| match net {
+fn v4_nets<'a>(nets: impl IntoIterator<Item = &'a IpNet>) -> BTreeSet<Ipv4Net> {
+    let nets = nets.into_iter().filter_map(|net| match net {
         IpNet::V4(net) => Some(net.trunc()),
         IpNet::V6(_) => None,
     });
@@ -147,7 +150,7 @@ fn block_size(pool: &Pool) -> u32 {
     u32::from(pool.block_size).min(pool.ports_per_client)
 }
 
-fn pool_entry(pool: &Pool) -> PoolEntry {
+fn pool_entry(pool: &Pool, cluster_ranges: &[IpNet]) -> PoolEntry {
     let timers = &pool.timers;
     let seconds = [
         timers.tcp_established,
@@ -159,7 +162,7 @@ fn pool_entry(pool: &Pool) -> PoolEntry {
     PoolEntry {
         seconds: seconds.map(|duration| duration.as_secs() as u32),
         direct: pool.path == Path::Direct,
-        excludes: v4_nets(&pool.exclude),
+        excludes: v4_nets(pool.exclude.iter().chain(cluster_ranges)),
     }
 }
 
@@ -169,7 +172,7 @@ fn client_entry(
     devices: &BTreeMap<&str, Place<'_>>,
     current: Option<&Ipv4Addr>,
 ) -> ClientEntry {
-    let place = devices.get(client.device.as_str());
+    let place = client.device.as_deref().and_then(|name| devices.get(name));
     let direct = pool.path == Path::Direct;
     ClientEntry {
         addresses: v4_nets(&client.addresses),
@@ -193,10 +196,14 @@ fn egress(client: &Client, pool: &Pool, current: Option<&Ipv4Addr>) -> Ipv4Addr 
     {
         return *current;
     }
-    let draw = |address: &Ipv4Addr| fnv(client.name.bytes().chain(address.octets()));
     v4(&pool.addresses)
-        .max_by_key(draw)
+        .max_by_key(|address| draw(&client.name, *address))
         .unwrap_or(Ipv4Addr::UNSPECIFIED)
+}
+
+/// A draw for an address: the highest wins (rendezvous hashing).
+pub fn draw(name: &str, address: Ipv4Addr) -> u64 {
+    fnv(name.bytes().chain(address.octets()))
 }
 
 /// FNV-1a, with a final mix so that the last bytes count as much as the first.
@@ -305,7 +312,9 @@ fn devices<'a>(
         places.insert(device.name.as_str(), place(link, outside, false, xdp));
     }
     for client in &snapshot.clients {
-        let name = client.device.as_str();
+        let Some(name) = client.device.as_deref() else {
+            continue;
+        };
         let Some(link) = facts.links.get(name) else {
             continue;
         };

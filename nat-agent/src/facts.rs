@@ -5,6 +5,7 @@ use std::{
     net::Ipv4Addr,
 };
 
+use ipnet::Ipv4Net;
 use nat_common::abi::Mac;
 
 /// A network link of the node.
@@ -16,6 +17,19 @@ pub struct Link {
     pub mac: Mac,
     /// What it is.
     pub kind: Kind,
+}
+
+/// Ways to addresses behind the node's links: how pods are found. Read only where they are needed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ways {
+    /// Link numbers by destination, of routes without a gateway.
+    pub routes: BTreeMap<Ipv4Net, u32>,
+    /// Links of the default routes.
+    pub defaults: BTreeSet<u32>,
+    /// Ethernet addresses by link and neighbour.
+    pub neighbours: BTreeMap<(u32, Ipv4Addr), Mac>,
+    /// Ports of bridges, by the bridge's number and an Ethernet address behind the port.
+    pub ports: BTreeMap<(u32, Mac), u32>,
 }
 
 /// What kind of link it is, as far as it matters for choosing hooks.
@@ -61,6 +75,15 @@ pub struct Facts {
     pub addresses: BTreeSet<Ipv4Addr>,
     /// The kernel forwards IPv4 packets between devices.
     pub forwarding: bool,
+    /// Ways to addresses; empty where nobody asks for them.
+    pub ways: Ways,
+}
+
+impl Facts {
+    /// Whether programs, clients or addresses may have to be others than by `before`.
+    pub fn differ(&self, before: &Self) -> bool {
+        self.links != before.links || self.addresses != before.addresses || self.ways != before.ways
+    }
 }
 
 /// Whether the kernel forwards IPv4 packets in this network namespace.

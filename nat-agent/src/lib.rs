@@ -1,7 +1,7 @@
 //! The agent as a library: sources, desired state, maps, programs.
 //!
 //! ```text
-//! config -> snapshot -> desired (with facts) -> diff -> apply -> maps
+//! source -> snapshot -> desired (with facts) -> diff -> apply -> maps
 //!                                        \-> bpf::links -> programs on devices
 //! ```
 
@@ -23,8 +23,10 @@ pub mod report;
 pub mod reserve;
 pub mod run;
 pub mod snapshot;
+pub mod source;
 pub mod state;
 pub mod status;
 pub mod sweep;
 pub mod tell;
 pub mod usage;
+pub mod ways;

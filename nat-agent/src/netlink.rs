@@ -12,14 +12,17 @@ use rtnetlink::{
     Handle, MulticastGroup, new_multicast_connection,
     packet_core::{NetlinkMessage, NetlinkPayload},
     packet_route::{
-        RouteNetlinkMessage,
+        AddressFamily, RouteNetlinkMessage,
         address::{AddressAttribute, AddressMessage},
         link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage},
     },
 };
 
-use crate::facts::{Facts, Kind, Link, forwarding};
+use crate::{
+    facts::{Facts, Kind, Link, Ways, forwarding},
+    ways,
+};
 
 /// What an event asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,6 +32,8 @@ pub enum Change {
     None,
     /// Cached next hops may be wrong.
     Hops,
+    /// The way to an address behind a link may be another.
+    Ways,
     /// Links or addresses are others: the desired state may be.
     Links,
 }
@@ -39,14 +44,17 @@ pub struct Netlink {
     events: Box<dyn Stream<Item = NetlinkMessage<RouteNetlinkMessage>> + Unpin>,
     /// Neighbours' Ethernet addresses, to tell a change from a change of state.
     neighbours: HashMap<(u32, IpAddr), Vec<u8>>,
+    /// Whether the ways to addresses are asked for.
+    ways: bool,
 }
 
 impl Netlink {
-    /// Connects in the thread's network namespace. Call within a tokio runtime.
+    /// Connects in the thread's network namespace. Call within a tokio runtime. With `ways`, facts
+    /// have [`Facts::ways`], and their changes are noticed.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn connect() -> Result<Self> {
+    pub fn connect(ways: bool) -> Result<Self> {
         let groups = [
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
@@ -62,6 +70,7 @@ impl Netlink {
             handle,
             events,
             neighbours: HashMap::new(),
+            ways,
         })
     }
 
@@ -93,7 +102,19 @@ impl Netlink {
                 .filter_map(address)
                 .collect::<BTreeSet<_>>(),
             forwarding: forwarding(),
+            ways: match self.ways {
+                true => ways::read(&self.handle).await?,
+                false => Ways::default(),
+            },
         })
+    }
+
+    /// Has the kernel look for a neighbour; the answer comes as an event.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub async fn seek(&self, ifindex: u32, address: Ipv4Addr) -> Result<()> {
+        ways::seek(&self.handle, ifindex, address).await
     }
 
     /// Waits for the next event and says what it asks for.
@@ -117,12 +138,18 @@ impl Netlink {
             | RouteNetlinkMessage::DelLink(_)
             | RouteNetlinkMessage::NewAddress(_)
             | RouteNetlinkMessage::DelAddress(_) => Change::Links,
+            RouteNetlinkMessage::NewRoute(_) | RouteNetlinkMessage::DelRoute(_) if self.ways => {
+                Change::Ways
+            }
             _ => Change::Hops,
         }
     }
 
     /// Most neighbour events change a state, not an address.
     fn neighbour(&mut self, message: &NeighbourMessage, exists: bool) -> Change {
+        if message.header.family == AddressFamily::Bridge {
+            return self.moved();
+        }
         let (mut address, mut mac) = (None, Vec::new());
         for attribute in &message.attributes {
             match attribute {
@@ -145,7 +172,16 @@ impl Netlink {
         if before.unwrap_or_default() == mac {
             Change::None
         } else {
-            Change::Hops
+            self.moved().max(Change::Hops)
+        }
+    }
+
+    /// An address is behind another port or neighbour.
+    const fn moved(&self) -> Change {
+        if self.ways {
+            Change::Ways
+        } else {
+            Change::None
         }
     }
 }

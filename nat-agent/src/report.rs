@@ -20,6 +20,8 @@ pub const SCHEMA: u32 = 1;
 
 /// Problems a report has room for when it must be shortened.
 const PROBLEMS: usize = 32;
+/// Cluster ranges, and pods, that are kept then.
+const LISTED: usize = 64;
 /// Characters of a problem or a note that are kept then.
 const SENTENCE: usize = 300;
 
@@ -47,6 +49,10 @@ pub struct Report {
     pub sweep_interval: u64,
     /// Where programs are attached.
     pub devices: Vec<DeviceReport>,
+    /// Networks that are never translated to, whichever pool a client has.
+    pub cluster_ranges: Vec<String>,
+    /// What it knows of Kubernetes, where that is its source.
+    pub kubernetes: Option<Kubernetes>,
     /// Whether anything was left out for want of room.
     pub shortened: bool,
 }
@@ -89,6 +95,32 @@ pub struct DeviceReport {
     pub hooks: Vec<HookReport>,
     /// What a person should know of it, e.g. why XDP is not used.
     pub note: Option<String>,
+}
+
+/// What the agent knows of Kubernetes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Kubernetes {
+    /// The node's name there.
+    pub node: String,
+    /// Since when the API server has not answered, Unix seconds; `None` while it does.
+    pub silent_since: Option<u64>,
+    /// The kinds of objects that may have changed since without the agent's knowing.
+    pub stale: Vec<String>,
+    /// Pods whose annotation is not served as it stands, and what to do.
+    pub pods: Vec<PodReport>,
+}
+
+/// A pod whose annotation is not served as it stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodReport {
+    /// `namespace/name`.
+    pub pod: String,
+    /// In a word, as the Event has it.
+    pub reason: String,
+    /// What is wrong and what to do.
+    pub message: String,
 }
 
 /// A program that is attached.
@@ -252,6 +284,14 @@ impl Report {
         short.shorten_words();
         // The clients' devices go first: they are many and alike.
         short.devices.sort_by_key(|device| device.role);
+        short.cluster_ranges.truncate(LISTED);
+        if let Some(kubernetes) = &mut short.kubernetes {
+            kubernetes.pods.truncate(LISTED);
+            kubernetes
+                .pods
+                .iter_mut()
+                .for_each(|pod| cut(&mut pod.message));
+        }
         loop {
             let text = short.json();
             if text.len() <= REPORT_BYTES {

@@ -3,27 +3,23 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     net::Ipv4Addr,
     os::fd::OwnedFd,
-    path::{Path, PathBuf},
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use ipnet::IpNet;
 use nat_common::abi::{DEVICE_OUTSIDE, MAX_GENERATION};
-use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
-    time::{Instant, sleep, sleep_until, timeout_at},
+    time::{Instant, sleep_until, timeout_at},
 };
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     announce, apply,
     bpf::{links, log, object::Object, pins::Pins},
-    config,
     desired::{Desired, desired},
     diff::{State, diff},
     facts::{self, Facts},
@@ -32,7 +28,8 @@ use crate::{
     nft,
     report::Report,
     reserve,
-    snapshot::Snapshot,
+    snapshot::{Limits, Snapshot},
+    source::{Answer, Source, View},
     sweep::Sweep,
     tell::Teller,
 };
@@ -47,16 +44,12 @@ const SETTLE: Duration = Duration::from_millis(50);
 ///
 /// # Errors
 /// What keeps it from starting, with what to do.
-pub async fn run(file: &Path, pins: &Pins) -> Result<()> {
+pub async fn run(source: Source, pins: &Pins) -> Result<()> {
     crate::kernel::check()?;
-    let snapshot = load(file)?;
     pins.prepare()?;
     let lock = pins.lock()?;
-    // Watched before it is applied: a change in between is not missed.
-    let (_watcher, changes) = watch(file)?;
-    let mut agent = Agent::start(file, pins, lock, snapshot).await?;
-    agent.reload();
-    agent.serve(changes).await
+    let mut agent = Agent::start(source, pins, lock).await?;
+    agent.serve().await
 }
 
 /// How long the agent pauses after a round that took so long.
@@ -64,22 +57,18 @@ fn pause(interval: Duration, took: Duration) -> Duration {
     interval.max(took * PAUSE)
 }
 
-/// Reads the configuration file.
-fn load(file: &Path) -> Result<Snapshot> {
-    config::load(file).map_err(|problems| {
-        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        anyhow::anyhow!("{}", lines.join("\n"))
-    })
-}
-
 struct Agent {
-    file: PathBuf,
+    source: Source,
     pins: Pins,
     _lock: OwnedFd,
     object: Object,
     netlink: Netlink,
     teller: Teller,
-    snapshot: Snapshot,
+    limits: Limits,
+    mark_bit: u8,
+    sweep_interval: Duration,
+    /// `None` until the source has said everything: what is pinned stays as it is.
+    snapshot: Option<Snapshot>,
     facts: Facts,
     state: State,
     desired: Desired,
@@ -87,9 +76,7 @@ struct Agent {
     /// Egress addresses that are still in use.
     busy: BTreeSet<Ipv4Addr>,
     report: Report,
-    /// The file as it was last read, to tell a change from a neighbour's.
-    text: String,
-    /// Why the file is refused, while it is.
+    /// Why the source's answer is not used, while it is not.
     refused: Option<String>,
     /// What the last round could not do.
     waiting: Vec<String>,
@@ -98,35 +85,39 @@ struct Agent {
 }
 
 impl Agent {
-    async fn start(file: &Path, pins: &Pins, lock: OwnedFd, snapshot: Snapshot) -> Result<Self> {
-        let netlink = Netlink::connect()?;
+    async fn start(source: Source, pins: &Pins, lock: OwnedFd) -> Result<Self> {
+        let settings = source.settings().clone();
+        let netlink = Netlink::connect(source.follows_node())?;
         let facts = netlink.facts().await?;
-        let mut object = Object::load(pins, &snapshot.limits, snapshot.mark_bit)?;
+        let mut object = Object::load(pins, &settings.limits, settings.mark_bit)?;
         let teller = Teller::new(&mut object.ebpf)?;
         log::follow(&mut object.ebpf)?;
         let state = apply::read(&object.tables).context("read what is pinned")?;
         let busy = state.slices.keys().copied().collect();
-        let report = Report::new(file, pins.directory(), snapshot.sweep_interval);
+        let report = Report::new(source.path(), pins.directory(), settings.sweep_interval);
         let mut agent = Self {
-            file: file.to_owned(),
+            source,
             pins: pins.clone(),
             _lock: lock,
             object,
             netlink,
             teller,
-            snapshot,
+            limits: settings.limits,
+            mark_bit: settings.mark_bit,
+            sweep_interval: settings.sweep_interval,
+            snapshot: None,
             facts,
             state,
             desired: Desired::default(),
             sweep: Sweep::default(),
             busy,
             report,
-            text: String::new(),
             refused: None,
             waiting: Vec::new(),
             announced: BTreeSet::new(),
         };
-        nft::install(1 << agent.snapshot.mark_bit)?;
+        nft::install(1 << agent.mark_bit)?;
+        agent.ask();
         agent.sweep()?;
         agent.reconcile()?;
         agent.next_generation()?;
@@ -136,28 +127,26 @@ impl Agent {
         Ok(agent)
     }
 
-    async fn serve(&mut self, mut changes: mpsc::Receiver<()>) -> Result<()> {
+    async fn serve(&mut self) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
-        let mut next = Instant::now() + self.snapshot.sweep_interval;
+        let mut next = Instant::now() + self.sweep_interval;
         loop {
             tokio::select! {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
-                _ = hangup.recv() => self.reload(),
-                _ = changes.recv() => {
-                    sleep(SETTLE).await;
-                    while changes.try_recv().is_ok() {}
-                    self.look_again();
-                    next = next.min(Instant::now() + self.snapshot.sweep_interval);
+                _ = hangup.recv() => self.renew().await,
+                () = self.source.changed() => {
+                    self.renew().await;
+                    next = next.min(Instant::now() + self.sweep_interval);
                 }
                 change = self.netlink.next() => self.follow(change).await,
                 told = self.teller.next() => told?,
                 () = sleep_until(next) => {
                     let began = Instant::now();
-                    self.round();
-                    next = Instant::now() + pause(self.snapshot.sweep_interval, began.elapsed());
+                    self.round().await;
+                    next = Instant::now() + pause(self.sweep_interval, began.elapsed());
                 }
             }
         }
@@ -165,55 +154,93 @@ impl Agent {
         Ok(())
     }
 
-    /// Something in the file's directory has changed. The agent's own log may lie there.
-    fn look_again(&mut self) {
-        if fs::read_to_string(&self.file).unwrap_or_default() != self.text {
-            self.reload();
+    /// The source may want something else.
+    async fn renew(&mut self) {
+        if self.ask() {
+            self.adapt().await;
+            info!(
+                "configuration applied: {} clients",
+                self.state.clients.len()
+            );
+        }
+        self.write_report();
+        self.seek().await;
+    }
+
+    /// Asks the source; whether it wants something else than before.
+    fn ask(&mut self) -> bool {
+        let view = View {
+            facts: &self.facts,
+            state: &self.state,
+        };
+        let answer = match self.source.ask(view) {
+            Answer::Snapshot(snapshot) => self.accept(&snapshot).map(|()| snapshot),
+            Answer::Refused(problem) => Err(problem),
+            Answer::NotYet(problem) => {
+                self.refused = Some(problem);
+                return false;
+            }
+        };
+        match answer {
+            Ok(snapshot) => {
+                self.refused = None;
+                let other = self.snapshot.as_ref() != Some(&*snapshot);
+                self.sweep_interval = snapshot.sweep_interval;
+                self.report.set_sweep_interval(snapshot.sweep_interval);
+                self.snapshot = Some(*snapshot);
+                other
+            }
+            Err(problem) => {
+                error!("the configuration is refused, the last good one stays:\n{problem}");
+                self.refused = Some(format!("the configuration file is refused: {problem}"));
+                false
+            }
         }
     }
 
-    /// The file has changed: the new state, or the last good one.
-    fn reload(&mut self) {
-        self.text = fs::read_to_string(&self.file).unwrap_or_default();
-        match load(&self.file).and_then(|snapshot| self.accept(&snapshot).map(|()| snapshot)) {
-            Ok(snapshot) => {
-                self.refused = None;
-                if snapshot != self.snapshot {
-                    self.report.set_sweep_interval(snapshot.sweep_interval);
-                    self.snapshot = snapshot;
-                    self.round();
-                    info!(
-                        "configuration applied: {} clients",
-                        self.state.clients.len()
-                    );
-                }
-            }
-            Err(problem) => {
-                error!("the configuration is refused, the last good one stays:\n{problem:#}");
-                self.refused = Some(format!("the configuration file is refused: {problem:#}"));
+    /// Applies what is wanted now. Pods come and go often: a sweep for each would take a processor.
+    async fn adapt(&mut self) {
+        if self.source.follows_node() {
+            self.waiting.clear();
+            self.try_reconcile();
+            self.write_report();
+        } else {
+            self.round().await;
+        }
+    }
+
+    /// Has the kernel look for the neighbours that the source misses.
+    async fn seek(&self) {
+        for (ifindex, address) in self.source.sought() {
+            if let Err(problem) = self.netlink.seek(*ifindex, *address).await {
+                debug!("{problem:#}");
             }
         }
-        self.write_report();
     }
 
     /// What cannot change while the maps are pinned and the programs loaded.
-    fn accept(&self, snapshot: &Snapshot) -> Result<()> {
-        if snapshot.limits != self.snapshot.limits {
-            bail!(
+    fn accept(&self, snapshot: &Snapshot) -> Result<(), String> {
+        if snapshot.limits != self.limits {
+            return Err(format!(
                 "limits cannot change while the tables are pinned; {}",
                 self.pins.way_out()
-            );
+            ));
         }
-        if snapshot.mark_bit != self.snapshot.mark_bit {
-            bail!("markBit is a constant of the programs: restart nat-agent to change it");
+        if snapshot.mark_bit != self.mark_bit {
+            return Err(
+                "markBit is a constant of the programs: restart nat-agent to change it".to_owned(),
+            );
         }
         Ok(())
     }
 
     /// One round: what has ended is removed, what is wanted is applied. Errors
     /// are health, not the end: the next round tries again.
-    fn round(&mut self) {
+    async fn round(&mut self) {
         self.waiting.clear();
+        if self.source.follows_node() {
+            self.ask();
+        }
         if let Err(problem) = self.sweep() {
             warn!("sweep: {problem:#}");
             self.waiting.push(format!("the sweep failed: {problem:#}"));
@@ -222,11 +249,16 @@ impl Agent {
             warn!("nft: {problem:#}");
             self.waiting.push(format!("{problem:#}"));
         }
+        self.try_reconcile();
+        self.write_report();
+        self.seek().await;
+    }
+
+    fn try_reconcile(&mut self) {
         if let Err(problem) = self.reconcile() {
             warn!("apply: {problem:#}");
             self.waiting.push(format!("{problem:#}"));
         }
-        self.write_report();
     }
 
     /// Puts the netfilter rule back if somebody has taken it away.
@@ -235,7 +267,7 @@ impl Agent {
             return Ok(());
         }
         warn!("the table ip {} was gone; it is put back", nft::TABLE);
-        nft::install(1 << self.snapshot.mark_bit)
+        nft::install(1 << self.mark_bit)
     }
 
     fn sweep(&mut self) -> Result<()> {
@@ -248,14 +280,12 @@ impl Agent {
 
     /// From the snapshot to maps and programs.
     fn reconcile(&mut self) -> Result<()> {
+        let Some(snapshot) = &self.snapshot else {
+            return Ok(());
+        };
         self.facts.forwarding = facts::forwarding();
-        self.desired = desired(&self.snapshot, &self.facts, &self.state.egress());
-        let plan = diff(
-            &self.state,
-            &self.desired,
-            &self.busy,
-            &self.snapshot.limits,
-        );
+        self.desired = desired(snapshot, &self.facts, &self.state.egress());
+        let plan = diff(&self.state, &self.desired, &self.busy, &self.limits);
         for operation in &plan.operations {
             apply::apply(&self.object.tables, &self.pins, &self.state, operation)
                 .with_context(|| format!("apply {operation:?}"))?;
@@ -320,14 +350,11 @@ impl Agent {
         if change == Change::None {
             return;
         }
-        if change == Change::Links {
+        if change >= Change::Ways {
             match self.netlink.facts().await {
-                Ok(facts)
-                    if facts.links != self.facts.links
-                        || facts.addresses != self.facts.addresses =>
-                {
+                Ok(facts) if facts.differ(&self.facts) => {
                     self.facts = facts;
-                    self.round();
+                    self.node_changed().await;
                 }
                 Ok(_) => {}
                 Err(problem) => warn!("read links: {problem:#}"),
@@ -336,6 +363,15 @@ impl Agent {
         if let Err(problem) = self.next_generation() {
             warn!("{problem:#}");
         }
+    }
+
+    /// Links, addresses or ways are others.
+    async fn node_changed(&mut self) {
+        if self.source.follows_node() {
+            self.ask();
+        }
+        self.adapt().await;
+        self.seek().await;
     }
 
     fn next_generation(&mut self) -> Result<()> {
@@ -349,33 +385,26 @@ impl Agent {
 
     fn write_report(&mut self) {
         let mut problems: Vec<String> = self.refused.iter().cloned().collect();
+        problems.extend(self.source.problems());
         problems.extend(self.desired.problems.iter().cloned());
         problems.extend(self.waiting.iter().cloned());
         health::update(&mut self.report, problems);
-        self.report.devices = health::devices(&self.desired, &self.facts, &self.snapshot);
+        if let Some(snapshot) = &self.snapshot {
+            self.report.devices = health::devices(&self.desired, &self.facts, snapshot);
+            self.report.cluster_ranges = aggregated(&snapshot.cluster_ranges);
+        }
+        self.report.kubernetes = self.source.report();
         if let Err(problem) = self.report.write(&self.object.tables.report) {
             warn!("write the report: {problem}");
         }
     }
 }
 
-/// Watches the file's directory: editors and Kubernetes replace files by renaming.
-fn watch(file: &Path) -> Result<(RecommendedWatcher, mpsc::Receiver<()>)> {
-    let (sender, receiver) = mpsc::channel(16);
-    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // Reading the file is an event too; only what changes it counts.
-        if event.is_ok_and(|event| !event.kind.is_access()) {
-            let _ = sender.try_send(());
-        }
-    })?;
-    let directory = match file.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    watcher
-        .watch(directory, RecursiveMode::NonRecursive)
-        .with_context(|| format!("watch {}", directory.display()))?;
-    Ok((watcher, receiver))
+/// Ranges as few networks as they are, in order.
+fn aggregated(ranges: &[IpNet]) -> Vec<String> {
+    let mut networks = IpNet::aggregate(&ranges.to_vec());
+    networks.sort();
+    networks.iter().map(ToString::to_string).collect()
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! What is wanted, whoever said it: every source (the configuration file now, Kubernetes later)
-//! produces a [`Snapshot`], and everything after it reads nothing else.
+//! What is wanted, whoever said it: every source (the configuration file, Kubernetes) produces a
+//! [`Snapshot`], and everything after it reads nothing else.
 //!
 //! Plain values: no file format, no locations. A snapshot from a source has been checked: its names
 //! are unique, its addresses do not overlap, and every client's pool exists. [`defaults`] holds
@@ -20,6 +20,8 @@ pub struct Snapshot {
     pub pools: Vec<Pool>,
     /// Whose packets are translated. No address belongs to two clients.
     pub clients: Vec<Client>,
+    /// Destinations that are left alone whichever pool a client has: they are within the cluster.
+    pub cluster_ranges: Vec<IpNet>,
     /// Sizes of the BPF tables.
     pub limits: Limits,
     /// Which bit of `skb->mark` (0 is the lowest, 31 the highest) carries the veth program's
@@ -38,6 +40,48 @@ impl Snapshot {
     /// The client of this name.
     pub fn client(&self, name: &str) -> Option<&Client> {
         self.clients.iter().find(|client| client.name == name)
+    }
+}
+
+/// What a node is told by its file, whoever names the pools and clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// As [`Snapshot::devices`]; empty where the source finds them itself.
+    pub devices: Vec<Device>,
+    /// As [`Snapshot::cluster_ranges`].
+    pub cluster_ranges: Vec<IpNet>,
+    /// As [`Snapshot::limits`].
+    pub limits: Limits,
+    /// As [`Snapshot::mark_bit`].
+    pub mark_bit: u8,
+    /// As [`Snapshot::sweep_interval`].
+    pub sweep_interval: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            devices: Vec::new(),
+            cluster_ranges: Vec::new(),
+            limits: Limits::default(),
+            mark_bit: defaults::MARK_BIT,
+            sweep_interval: defaults::SWEEP_INTERVAL,
+        }
+    }
+}
+
+impl Settings {
+    /// A snapshot of these settings.
+    pub fn with(self, pools: Vec<Pool>, clients: Vec<Client>) -> Snapshot {
+        Snapshot {
+            devices: self.devices,
+            pools,
+            clients,
+            cluster_ranges: self.cluster_ranges,
+            limits: self.limits,
+            mark_bit: self.mark_bit,
+            sweep_interval: self.sweep_interval,
+        }
     }
 }
 
@@ -79,7 +123,8 @@ pub enum XdpMode {
 pub struct Pool {
     /// What clients refer to it by; never an address.
     pub name: String,
-    /// Every egress address, in the order of the source. Not empty.
+    /// Every egress address that this node may use, in the order of the source. While there is none,
+    /// the pool's clients are blocked toward every destination that it does not exclude.
     pub addresses: Vec<IpAddr>,
     /// Destinations that are left alone (RFC 6888 REQ-6): sent on with the client's own address.
     pub exclude: Vec<IpNet>,
@@ -139,12 +184,14 @@ pub struct Client {
     pub name: String,
     /// Its own addresses and networks; another source arriving from its veth is dropped. Not empty.
     pub addresses: Vec<IpNet>,
-    /// The link it is reached through: the host side of a pod's veth, or an inside device.
-    pub device: String,
+    /// The link it is reached through: the host side of a pod's veth, or an inside device. `None`
+    /// while the source has not found it: whatever the client sends is dropped.
+    pub device: Option<String>,
     /// The name of its pool.
     pub pool: String,
-    /// The one address of the pool that it was given; `None` leaves the choice to the agent, which
-    /// keeps one address per client (RFC 4787 REQ-2).
+    /// The one address that it was given; `None` leaves the choice to the agent, which keeps one
+    /// address per client (RFC 4787 REQ-2). The client of an address that is not among the pool's
+    /// is blocked like that of an empty pool.
     pub address: Option<IpAddr>,
 }
 

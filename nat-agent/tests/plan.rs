@@ -65,7 +65,7 @@ fn client(number: u8, device: &str, pool: &str) -> Client {
     Client {
         name: format!("default/pod-{number}"),
         addresses: vec![format!("10.244.1.{number}/32").parse().unwrap()],
-        device: device.to_owned(),
+        device: Some(device.to_owned()),
         pool: pool.to_owned(),
         address: None,
     }
@@ -76,6 +76,7 @@ fn snapshot(devices: Vec<Device>, pools: Vec<Pool>, clients: Vec<Client>) -> Sna
         devices,
         pools,
         clients,
+        cluster_ranges: vec!["10.96.0.0/12".parse().unwrap()],
         limits: LIMITS,
         mark_bit: defaults::MARK_BIT,
         sweep_interval: Duration::from_secs(5),

@@ -1,12 +1,21 @@
 //! nat-agent: follows a configuration and programs the data plane.
 
-use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
+use std::{
+    io::IsTerminal,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use nat_agent::{
     bpf::pins::{DEFAULT, Pins},
     config, nft, run,
+    source::{
+        Source,
+        file::File,
+        kubernetes::{Kubernetes, pool},
+    },
 };
 use tracing_subscriber::EnvFilter;
 
@@ -17,6 +26,12 @@ struct Arguments {
     /// Configuration file (YAML); it is watched, and changes apply live.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Serve the annotated pods of --node; --config is the node's part of a file then, and optional.
+    #[arg(long, requires = "node")]
+    kubernetes: bool,
+    /// The name of this node in Kubernetes.
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    node: Option<String>,
     /// Directory on a BPF file system for maps and links: one for each agent.
     #[arg(long, value_name = "DIR", default_value = DEFAULT, global = true)]
     bpffs: PathBuf,
@@ -32,6 +47,8 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
+    /// Prints the definitions of the custom resources (YAML).
+    Crds,
     /// Removes everything that nat-agent made: programs, maps, netfilter rule. Ends all sessions.
     Detach,
 }
@@ -55,25 +72,39 @@ fn main() -> ExitCode {
 
 fn act(arguments: Arguments) -> Result<ExitCode> {
     let pins = Pins::new(arguments.bpffs);
-    match (arguments.command, arguments.config) {
-        (Some(Command::Check { config }), _) => Ok(check(&config)),
-        (Some(Command::Detach), _) => detach(&pins).map(|()| ExitCode::SUCCESS),
-        (None, Some(file)) => {
+    match arguments.command {
+        Some(Command::Check { config }) => Ok(check(&config)),
+        Some(Command::Crds) => {
+            print!("{}", pool::crds());
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Command::Detach) => detach(&pins).map(|()| ExitCode::SUCCESS),
+        None => {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
                 .context("start the runtime")?;
+            let node = arguments.node.filter(|_| arguments.kubernetes);
             runtime
-                .block_on(run::run(&file, &pins))
+                .block_on(agent(node.as_deref(), arguments.config.as_deref(), &pins))
                 .map(|()| ExitCode::SUCCESS)
-        }
-        (None, None) => {
-            anyhow::bail!("--config FILE is missing; docs/configuration.md describes the file")
         }
     }
 }
 
-fn check(file: &std::path::Path) -> ExitCode {
+async fn agent(node: Option<&str>, file: Option<&Path>, pins: &Pins) -> Result<()> {
+    let source = match (node, file) {
+        (Some(node), file) => Source::Kubernetes(Box::new(Kubernetes::connect(node, file).await?)),
+        (None, Some(file)) => Source::File(Box::new(File::open(file)?)),
+        (None, None) => anyhow::bail!(
+            "--config FILE is missing, or --kubernetes; docs/configuration.md and \
+             docs/kubernetes.md describe both"
+        ),
+    };
+    run::run(source, pins).await
+}
+
+fn check(file: &Path) -> ExitCode {
     match config::load(file) {
         Ok(snapshot) => {
             println!(

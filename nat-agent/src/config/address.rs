@@ -9,8 +9,10 @@ use super::fields::Read;
 
 /// Addresses from one to another of the same family, both included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Range {
+pub struct Range {
+    /// The first.
     pub first: IpAddr,
+    /// The last.
     pub last: IpAddr,
 }
 

@@ -175,6 +175,13 @@ impl<'t> Fields<'t> {
         );
     }
 
+    /// Refuses a field that is none in this kind of file.
+    pub fn refuse(&self, name: &'static str, why: &str, problems: &mut Problems) {
+        if self.get(name).is_some() {
+            problems.add(self.mark_of(name), format!("{why}; remove it"));
+        }
+    }
+
     fn get(&self, name: &'static str) -> Option<&'t Node> {
         self.entries
             .iter()

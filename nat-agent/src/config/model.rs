@@ -18,6 +18,7 @@ pub(super) const FILE: &[&str] = &[
     "devices",
     "pools",
     "clients",
+    "clusterRanges",
     "limits",
     "markBit",
     "sweepInterval",
@@ -44,17 +45,30 @@ pub(super) struct File {
     pub devices_mark: Mark,
     pub pools: Vec<Pool>,
     pub clients: Vec<Client>,
+    pub cluster_ranges: Vec<At<IpNet>>,
     pub limits: Limits,
     pub mark_bit: u8,
     pub sweep_interval: Duration,
 }
 
 impl File {
-    /// Reads the file's root.
+    /// Reads the root of a file that says everything.
     pub fn read(root: &Node, problems: &mut Problems) -> Option<Self> {
         let fields = Fields::open(root, String::new(), FILE, problems)?;
         fields.require("devices", problems);
         fields.require("pools", problems);
+        Some(Self::of(&fields, problems))
+    }
+
+    /// Reads the root of a node's file where Kubernetes names pools and clients.
+    pub fn read_node(root: &Node, problems: &mut Problems) -> Option<Self> {
+        let fields = Fields::open(root, String::new(), FILE, problems)?;
+        fields.refuse("pools", "comes from EgressPool objects here", problems);
+        fields.refuse("clients", "come from pods here", problems);
+        Some(Self::of(&fields, problems))
+    }
+
+    fn of(fields: &Fields<'_>, problems: &mut Problems) -> Self {
         let devices = each(
             fields.items("devices", problems),
             DEVICE,
@@ -70,15 +84,16 @@ impl File {
         );
         let mark_bit = fields.optional("markBit", problems, fields::number(0, bounds::MARK_BIT));
         let sweep_interval = fields.optional("sweepInterval", problems, sweep_interval);
-        Some(Self {
+        Self {
             devices,
             devices_mark: fields.mark_of("devices"),
             pools,
             clients,
-            limits: limits(&fields, problems),
+            cluster_ranges: fields.scalars("clusterRanges", problems, excluded),
+            limits: limits(fields, problems),
             mark_bit: or(mark_bit, defaults::MARK_BIT),
             sweep_interval: or(sweep_interval, defaults::SWEEP_INTERVAL),
-        })
+        }
     }
 }
 
@@ -122,7 +137,7 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    fn read(fields: &Fields<'_>, problems: &mut Problems) -> Self {
+    pub fn read(fields: &Fields<'_>, problems: &mut Problems) -> Self {
         let path = fields::word(&[("stack", Path::Stack), ("direct", Path::Direct)]);
         let rest = fields::seconds(Duration::ZERO, bounds::TIMER);
         let ports = fields::number(1, bounds::PORTS_PER_CLIENT);

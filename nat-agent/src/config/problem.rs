@@ -52,6 +52,16 @@ impl Problem {
     }
 }
 
+impl Problem {
+    /// Without its place, for what was not read from a file: `field: what is wrong; what to do`.
+    pub(super) fn words(&self) -> String {
+        match self.mark.as_ref().map(|mark| &mark.field) {
+            Some(field) if !field.is_empty() => format!("{field}: {}", self.message),
+            _ => self.message.clone(),
+        }
+    }
+}
+
 /// `FILE:LINE:COLUMN: field.path: what is wrong; what to do`.
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -275,7 +275,7 @@ fn client(number: u8, pools: Vec<Pool>) -> impl Strategy<Value = Client> {
                 Client {
                     name: format!("{name}{number}x"),
                     addresses: [IpNet::V4(net)].into_iter().chain(other).collect(),
-                    device,
+                    device: Some(device),
                     pool: pool.name.clone(),
                     address: address.map(|address| *address.get(&pool.addresses)),
                 }
@@ -310,7 +310,8 @@ prop_compose! {
             device.name = format!("{}{i}", device.name);
         }
         let limits = Limits { sessions, clients: more_clients, addresses };
-        Snapshot { devices, pools, clients, limits, mark_bit, sweep_interval: Duration::from_millis(sweep) }
+        let cluster_ranges = vec![IpNet::from(IpAddr::from([10, mark_bit, 0, 0]))];
+        Snapshot { devices, pools, clients, cluster_ranges, limits, mark_bit, sweep_interval: Duration::from_millis(sweep) }
     }
 }
 
@@ -352,7 +353,11 @@ fn write(snapshot: &Snapshot) -> String {
     text +=
         &format!("limits: {{sessions: {sessions}, clients: {clients}, addresses: {addresses}}}\n");
     let sweep = snapshot.sweep_interval.as_millis();
-    text + &format!("markBit: {}\nsweepInterval: {sweep}ms\n", snapshot.mark_bit)
+    let ranges = list(&snapshot.cluster_ranges);
+    text + &format!(
+        "clusterRanges: {ranges}\nmarkBit: {}\nsweepInterval: {sweep}ms\n",
+        snapshot.mark_bit
+    )
 }
 
 fn write_device(device: &Device) -> String {
@@ -404,7 +409,10 @@ fn write_client(client: &Client) -> String {
     let egress = client
         .address
         .map_or_else(|| quoted(&client.pool), |address| address.to_string());
-    let (name, device) = (quoted(&client.name), quoted(&client.device));
+    let (name, device) = (
+        quoted(&client.name),
+        quoted(client.device.as_deref().unwrap()),
+    );
     let addresses = list(&client.addresses);
     format!(
         "  - name: {name}\n    addresses: {addresses}\n    device: {device}\n    egress: {egress}\n"

@@ -102,14 +102,14 @@ mod accepted {
             Client {
                 name: "default/web-0".into(),
                 addresses: nets(&["10.244.1.7"]),
-                device: "veth12ab".into(),
+                device: Some("veth12ab".into()),
                 pool: "office".into(),
                 address: None,
             },
             Client {
                 name: "lab".into(),
                 addresses: nets(&["192.168.10.0/24", "192.168.12.9"]),
-                device: "eth1".into(),
+                device: Some("eth1".into()),
                 pool: "office".into(),
                 address: Some(address("203.0.113.10")),
             },
@@ -133,6 +133,7 @@ mod accepted {
             ],
             pools: example_pools(),
             clients: example_clients(),
+            cluster_ranges: nets(&["10.96.0.0/12"]),
             limits: Limits {
                 sessions: 262_144,
                 clients: 4096,
@@ -188,7 +189,10 @@ mod accepted {
     #[test]
     fn a_client_may_be_behind_an_outside_device() {
         let text = SMALL.replace("veth12ab", "eth0");
-        assert_eq!(parse("f", &text).unwrap().clients[0].device, "eth0");
+        assert_eq!(
+            parse("f", &text).unwrap().clients[0].device.as_deref(),
+            Some("eth0")
+        );
     }
 
     /// YAML's guesses at types must not reach names and words.
@@ -280,12 +284,12 @@ mod shape {
         for text in ["", "# nothing\n", "null\n"] {
             let problems = refused(text);
             assert!(problems[0].contains(
-                ": is empty, not fields; write devices, pools, clients, limits, markBit and sweepInterval, each on its own line"
+                ": is empty, not fields; write devices, pools, clients, clusterRanges, limits, markBit and sweepInterval, each on its own line"
             ));
         }
         refuses(
             "eth0\n",
-            "f:1:1: is a single value, not fields; write devices, pools, clients, limits, markBit and sweepInterval, each on its own line",
+            "f:1:1: is a single value, not fields; write devices, pools, clients, clusterRanges, limits, markBit and sweepInterval, each on its own line",
         );
     }
 

@@ -51,6 +51,45 @@ pub(super) fn read(text: &str, problems: &mut Problems) -> Option<Node> {
     }
 }
 
+/// The fields of something that is not a text, with a name among them.
+pub(super) fn named(name: &str, fields: &serde_json::Value) -> Node {
+    let mut node = of(fields);
+    if let Value::Map(entries) = &mut node.value {
+        let key = Key {
+            place: NOWHERE,
+            name: "name".to_owned(),
+        };
+        let name = of(&serde_json::Value::from(name));
+        entries.retain(|(key, _)| key.name != "name");
+        entries.push((key, name));
+    }
+    node
+}
+
+const NOWHERE: Place = Place { line: 1, column: 1 };
+
+fn of(value: &serde_json::Value) -> Node {
+    use serde_json::Value as Json;
+    let value = match value {
+        Json::Null => Value::Nothing,
+        Json::String(text) => Value::Text(text.clone()),
+        Json::Bool(_) | Json::Number(_) => Value::Text(value.to_string()),
+        Json::Array(items) => Value::List(items.iter().map(of).collect()),
+        Json::Object(entries) => {
+            let entry = |(name, value): (&String, &Json)| {
+                let name = name.clone();
+                let place = NOWHERE;
+                (Key { place, name }, of(value))
+            };
+            Value::Map(entries.iter().map(entry).collect())
+        }
+    };
+    Node {
+        place: NOWHERE,
+        value,
+    }
+}
+
 fn explain(error: &serde_saphyr::Error) -> (Mark, String) {
     use serde_saphyr::Error;
     let place = error

@@ -7,7 +7,7 @@ use super::address::Range;
 use super::model::{self, Egress, File};
 use super::overlap::{Claim, Kind, overlaps};
 use super::problem::{At, Mark, Problems};
-use crate::snapshot::{Client, Device, Pool, Role, Snapshot, bounds, defaults};
+use crate::snapshot::{Client, Device, Pool, Role, Settings, Snapshot, bounds, defaults};
 
 /// Checks the rules and makes the snapshot, unless there is any problem, found here or before.
 pub(super) fn snapshot(file: File, problems: &mut Problems) -> Option<Snapshot> {
@@ -23,6 +23,35 @@ pub(super) fn snapshot(file: File, problems: &mut Problems) -> Option<Snapshot> 
     } else {
         None
     }
+}
+
+/// Checks what a node's file says where something else names pools and clients.
+pub(super) fn settings(file: File, problems: &mut Problems) -> Option<Settings> {
+    names(&file, problems);
+    devices(&file, problems);
+    Some(Settings {
+        devices: file
+            .devices
+            .into_iter()
+            .map(build_device)
+            .collect::<Option<_>>()?,
+        cluster_ranges: file.cluster_ranges.iter().map(|net| net.value).collect(),
+        limits: file.limits,
+        mark_bit: file.mark_bit,
+        sweep_interval: file.sweep_interval,
+    })
+}
+
+/// Checks one pool on its own. Its addresses stay ranges: they are not bounded by a node's tables.
+pub(super) fn pool(pool: model::Pool, problems: &mut Problems) -> Option<(Pool, Vec<Range>)> {
+    ports(&pool, problems);
+    disjoint(pool.addresses.iter().map(egress_claim), problems);
+    let ranges = pool.addresses.iter().map(|range| range.value).collect();
+    let pool = build_pool(model::Pool {
+        addresses: Vec::new(),
+        ..pool
+    })?;
+    Some((pool, ranges))
 }
 
 fn names(file: &File, problems: &mut Problems) {
@@ -157,18 +186,26 @@ fn too_many_addresses(here: u128, before: u128, most: u128) -> String {
 
 fn addresses(file: &File, problems: &mut Problems) {
     let egress = file.pools.iter().flat_map(|pool| &pool.addresses);
-    let egress = egress.map(|at| Claim {
-        kind: Kind::Egress,
-        range: at.value,
-        mark: &at.mark,
-    });
+    let egress = egress.map(egress_claim);
     let clients = file.clients.iter().flat_map(|client| &client.addresses);
     let clients = clients.map(|at| Claim {
         kind: Kind::Client,
         range: Range::from(at.value),
         mark: &at.mark,
     });
-    let mut claims: Vec<_> = egress.chain(clients).collect();
+    disjoint(egress.chain(clients), problems);
+}
+
+fn egress_claim(at: &At<Range>) -> Claim<'_> {
+    Claim {
+        kind: Kind::Egress,
+        range: at.value,
+        mark: &at.mark,
+    }
+}
+
+fn disjoint<'f>(claims: impl Iterator<Item = Claim<'f>>, problems: &mut Problems) {
+    let mut claims: Vec<_> = claims.collect();
     for (a, b) in overlaps(&mut claims) {
         let (mark, message) = overlap(a, b);
         problems.add(mark, message);
@@ -264,6 +301,7 @@ fn build(file: File) -> Option<Snapshot> {
         .collect::<Option<_>>()?;
     Some(Snapshot {
         clients,
+        cluster_ranges: file.cluster_ranges.iter().map(|net| net.value).collect(),
         devices: file
             .devices
             .into_iter()
@@ -315,7 +353,7 @@ fn build_client(file: &File, client: &model::Client) -> Option<Client> {
     Some(Client {
         name: client.name.as_ref()?.value.clone(),
         addresses: client.addresses.iter().map(|net| net.value).collect(),
-        device: client.device.as_ref()?.value.clone(),
+        device: Some(client.device.as_ref()?.value.clone()),
         pool: pool.name.as_ref()?.value.clone(),
         address: address_of(egress),
     })

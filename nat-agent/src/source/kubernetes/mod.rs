@@ -1,0 +1,368 @@
+//! Kubernetes as a source: pods' annotations in, snapshots out.
+//!
+//! ```text
+//! watch       follows pods, namespaces, nodes, EgressPools, ServiceCIDRs
+//! object      what is kept of each                                        } pure from
+//! world       the cluster as it is known; lists and their changes         } here on
+//! ranges      the cluster's own ranges
+//! pool, spec  the custom resource; its specification read
+//! judge       which pools can be used
+//! claims      which node uses which address
+//! annotation  what a pod asks for
+//! resolve     who gets what: clients, and what stands in the way
+//! link        the host's side of a pod's veth
+//! trouble     the words for people
+//! condition   the pools' conditions
+//! writer      writes claims, conditions and Events
+//! ```
+
+pub mod annotation;
+pub mod claims;
+pub mod condition;
+pub mod judge;
+pub mod link;
+pub mod object;
+pub mod pool;
+pub mod ranges;
+pub mod resolve;
+pub mod spec;
+pub mod trouble;
+pub mod watch;
+pub mod world;
+pub mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use k8s_openapi::jiff::Timestamp;
+use kube::{Client, Config};
+
+use super::{Answer, Settle, View};
+use crate::{
+    config,
+    facts::Facts,
+    report,
+    snapshot::{Device, Role, Settings, Snapshot},
+};
+use claims::{Claims, Observer};
+use condition::Written;
+use judge::Accepted;
+use resolve::{Input, Memory, Resolved};
+use trouble::{Trouble, Weight};
+use watch::{Kind, Known, Shared, Watches};
+use writer::{Batch, Told, Writer};
+
+/// How long changes are gathered: a deployment makes several at once.
+const SETTLE: Duration = Duration::from_millis(10);
+/// How often claims are looked at though nothing has changed.
+const TICK: Duration = Duration::from_secs(5);
+/// How long a connection may be silent: a watch gets a bookmark about every minute.
+const SILENCE: Duration = Duration::from_secs(90);
+
+/// Kubernetes.
+pub struct Kubernetes {
+    node: String,
+    path: PathBuf,
+    settings: Settings,
+    shared: Shared,
+    settle: Settle,
+    started: Instant,
+    /// `None` until the tables were looked at.
+    memory: Option<Memory>,
+    accepted: Accepted,
+    observer: Observer,
+    written: Written,
+    /// What pods were told last, by uid.
+    told: BTreeMap<String, Trouble>,
+    resolved: Resolved,
+    writer: Writer,
+    _watches: Watches,
+}
+
+impl Kubernetes {
+    /// Reads the node's file, if there is one, and begins to follow the API server. Call within a
+    /// tokio runtime.
+    ///
+    /// # Errors
+    /// The file is refused, or nothing says where the API server is.
+    pub async fn connect(node: &str, file: Option<&Path>) -> Result<Self> {
+        let settings = settings(file)?;
+        let mut config = Config::infer().await.context(
+            "find the API server: run in a pod with a ServiceAccount, or set KUBECONFIG",
+        )?;
+        config.read_timeout = Some(SILENCE);
+        let client = Client::try_from(config).context("connect to the API server")?;
+        Ok(Self::with(node, file, settings, client))
+    }
+
+    /// Follows this API server. Call within a tokio runtime.
+    pub fn with(node: &str, file: Option<&Path>, settings: Settings, client: Client) -> Self {
+        let shared = Shared::default();
+        Self {
+            node: node.to_owned(),
+            path: file.map(Path::to_owned).unwrap_or_default(),
+            settings,
+            settle: Settle::new(SETTLE),
+            started: Instant::now(),
+            memory: None,
+            accepted: Accepted::default(),
+            observer: Observer::default(),
+            written: Written::default(),
+            told: BTreeMap::new(),
+            resolved: Resolved::default(),
+            _watches: watch::start(&client, node, &shared),
+            writer: Writer::start(client, node, shared.clone()),
+            shared,
+        }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) const fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub(super) fn sought(&self) -> &[(u32, Ipv4Addr)] {
+        &self.resolved.sought
+    }
+
+    /// Waits until something may be another. Safe to cancel.
+    pub async fn changed(&mut self) {
+        let shared = &self.shared;
+        let news = async {
+            // Claims grow old though nothing happens.
+            let _ = tokio::time::timeout(TICK, shared.changed()).await;
+        };
+        self.settle.after(news).await;
+    }
+
+    /// What is wanted now. What has to be written for it is handed to the writer.
+    pub fn ask(&mut self, view: View<'_>) -> Answer {
+        let now = self.started.elapsed();
+        let shared = self.shared.clone();
+        let mut known = shared.known();
+        let lacking = known.lacking();
+        if !lacking.is_empty() {
+            return Answer::NotYet(not_yet(&lacking, &known));
+        }
+        self.observer.observe(&known.world.pools, now);
+        if std::mem::take(&mut known.pools_again) {
+            self.observer.blinded(now);
+        }
+        let learned = ranges::learned(&known.world);
+        let judged = judge::judge(&known.world, &learned, &mut self.accepted);
+        let claims = Claims {
+            node: &self.node,
+            world: &known.world,
+            observer: &self.observer,
+            now,
+        };
+        let memory = self
+            .memory
+            .get_or_insert_with(|| resolve::remembered(view.state));
+        self.resolved = resolve::resolve(&Input {
+            node: &self.node,
+            world: &known.world,
+            pools: &judged,
+            claims: &claims,
+            memory,
+            facts: view.facts,
+            state: view.state,
+        });
+        memory.clone_from(&self.resolved.memory);
+        if known.silent.is_empty() {
+            let in_use: BTreeSet<Ipv4Addr> = view.state.slices.keys().copied().collect();
+            let time = Timestamp::now();
+            let claims = claims.changes(&self.resolved.wanted, &in_use, &time.to_string());
+            let conditions = self.written.changes(&known.world.pools, &judged, now, time);
+            let told = self.news(&known);
+            self.write(claims, conditions, told);
+        }
+        Answer::Snapshot(Box::new(self.snapshot(&learned, view.facts)))
+    }
+
+    fn write(
+        &mut self,
+        claims: Vec<claims::Change>,
+        conditions: Vec<condition::Change>,
+        told: Vec<(Told, Option<Trouble>)>,
+    ) {
+        let batch = Batch {
+            claims,
+            conditions,
+            told: told.iter().map(|(told, _)| told.clone()).collect(),
+        };
+        if batch.is_empty() || !self.writer.offer(batch) {
+            return;
+        }
+        for (told, trouble) in told {
+            match trouble {
+                Some(trouble) => drop(self.told.insert(told.uid, trouble)),
+                None => drop(self.told.remove(&told.uid)),
+            }
+        }
+    }
+
+    /// What pods have to be told that they were not told before.
+    fn news(&mut self, known: &Known) -> Vec<(Told, Option<Trouble>)> {
+        let uids: BTreeSet<&str> = known
+            .world
+            .pods
+            .values()
+            .map(|pod| pod.uid.as_str())
+            .collect();
+        self.told.retain(|uid, _| uids.contains(uid.as_str()));
+        news(&known.world.pods, &self.resolved, &self.told)
+    }
+
+    fn snapshot(&self, learned: &[ranges::ClusterRange], facts: &Facts) -> Snapshot {
+        let mut settings = self.settings.clone();
+        settings.cluster_ranges = ranges::all(learned, &settings.cluster_ranges);
+        if settings.devices.is_empty() {
+            settings.devices = default_devices(facts);
+        }
+        settings.with(self.resolved.pools.clone(), self.resolved.clients.clone())
+    }
+
+    pub(super) fn problems(&self) -> Vec<String> {
+        let known = self.shared.known();
+        let mut problems: Vec<String> = silence(&known).into_iter().collect();
+        if known.world.services_unknown && self.settings.cluster_ranges.is_empty() {
+            problems.push(
+                "this API server has no ServiceCIDR objects, so the Services' range is not known: \
+                 list it under clusterRanges in the node's file"
+                    .to_owned(),
+            );
+        }
+        problems
+    }
+
+    pub(super) fn report(&self) -> report::Kubernetes {
+        let known = self.shared.known();
+        let pods = self.resolved.troubles.iter();
+        report::Kubernetes {
+            node: self.node.clone(),
+            silent_since: known.silent.values().map(|silence| silence.since).min(),
+            stale: known
+                .silent
+                .keys()
+                .map(|kind| kind.name().to_owned())
+                .collect(),
+            pods: pods
+                .map(|(pod, trouble)| report::PodReport {
+                    pod: pod.clone(),
+                    reason: trouble.reason().to_owned(),
+                    message: trouble.words(),
+                })
+                .collect(),
+        }
+    }
+}
+
+/// Reads the node's file.
+fn settings(file: Option<&Path>) -> Result<Settings> {
+    let Some(file) = file else {
+        return Ok(Settings::default());
+    };
+    config::load_node(file).map_err(|problems| {
+        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        anyhow::anyhow!("{}", lines.join("\n"))
+    })
+}
+
+/// The links of the default routes are outside, where the file names none.
+fn default_devices(facts: &Facts) -> Vec<Device> {
+    let outside = |(name, link): (&String, &crate::facts::Link)| {
+        facts.ways.defaults.contains(&link.ifindex).then(|| Device {
+            name: name.clone(),
+            role: Role::Outside,
+            xdp: None,
+        })
+    };
+    facts.links.iter().filter_map(outside).collect()
+}
+
+fn names(kinds: &[Kind]) -> String {
+    let names: Vec<&str> = kinds.iter().map(|kind| kind.name()).collect();
+    names.join(", ")
+}
+
+fn not_yet(lacking: &[Kind], known: &Known) -> String {
+    let errors = lacking.iter().filter_map(|kind| known.silent.get(kind));
+    let error = errors
+        .map(|silence| format!(": {}", silence.error))
+        .next()
+        .unwrap_or_default();
+    format!(
+        "what was pinned is served as it was: {} were not listed yet{error}",
+        names(lacking)
+    )
+}
+
+fn silence(known: &Known) -> Option<String> {
+    let since = known.silent.values().map(|silence| silence.since).min()?;
+    let kinds: Vec<Kind> = known.silent.keys().copied().collect();
+    let error = known
+        .silent
+        .values()
+        .next()
+        .map(|silence| silence.error.as_str());
+    let since = std::time::UNIX_EPOCH + Duration::from_secs(since);
+    Some(format!(
+        "the API server has not answered since {}, and what it may have changed is not known here \
+         ({}): {}",
+        humantime::format_rfc3339_seconds(since),
+        names(&kinds),
+        error.unwrap_or_default()
+    ))
+}
+
+/// What differs from what the pods were told last; with what to remember when it was said.
+fn news(
+    pods: &BTreeMap<String, object::Pod>,
+    resolved: &Resolved,
+    told: &BTreeMap<String, Trouble>,
+) -> Vec<(Told, Option<Trouble>)> {
+    let mut news = Vec::new();
+    for (path, pod) in pods {
+        let trouble = resolved.troubles.get(path);
+        let trouble = trouble.filter(|trouble| trouble.weight() > Weight::Passing);
+        let say = |reason, note, warning| Told {
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+            uid: pod.uid.clone(),
+            reason,
+            note,
+            warning,
+        };
+        match (trouble, told.get(&pod.uid)) {
+            (Some(trouble), before) if before != Some(trouble) => {
+                let warning = trouble.weight() == Weight::Warning;
+                let said = say(trouble.reason(), trouble.words(), warning);
+                news.push((said, Some(trouble.clone())));
+            }
+            (None, Some(_)) => {
+                let Some(client) = resolved.clients.iter().find(|client| client.name == *path)
+                else {
+                    continue;
+                };
+                let served = client.address.filter(|address| !address.is_unspecified());
+                let Some(address) = served else { continue };
+                let note = format!("its packets leave as {address} now");
+                news.push((say("EgressReady", note, false), None));
+            }
+            _ => {}
+        }
+    }
+    news
+}

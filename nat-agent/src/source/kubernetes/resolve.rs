@@ -1,0 +1,474 @@
+//! From pods and their annotations to clients: pure.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use ipnet::{IpNet, Ipv4Net};
+use kube::core::SelectorExt;
+
+use super::{
+    annotation::{self, Wish},
+    claims::{Claims, Standing},
+    judge::Judged,
+    link,
+    object::{Labels, Pod},
+    spec::Spec,
+    trouble::Trouble,
+    world::World,
+};
+use crate::{
+    desired::draw,
+    diff::State,
+    facts::Facts,
+    snapshot::{Client, Path, Pool, Timers, defaults},
+};
+
+/// The pool of clients that have none: it has no address, so that they are blocked. No EgressPool
+/// can have this name.
+pub const NO_POOL: &str = "(none)";
+
+/// What pods were last served with, by `namespace/name`.
+pub type Memory = BTreeMap<String, Served>;
+
+/// What a pod was served with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Served {
+    /// The pod's own address: a pod that has another is another pod.
+    pub source: Ipv4Addr,
+    /// The pool.
+    pub pool: String,
+    /// The egress address.
+    pub egress: Ipv4Addr,
+}
+
+/// What the tables say that pods are served with: all that is known after a restart.
+pub fn remembered(state: &State) -> Memory {
+    let clients = state.clients.iter().filter_map(|(name, client)| {
+        let sources: Vec<&Ipv4Net> = client.entry.addresses.iter().collect();
+        let [source] = sources[..] else { return None };
+        client.slice?;
+        let served = Served {
+            source: source.addr(),
+            pool: client.entry.pool.clone(),
+            egress: client.entry.egress,
+        };
+        Some((name.clone(), served))
+    });
+    clients.collect()
+}
+
+/// What clients are worked out from.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    /// This node's name.
+    pub node: &'a str,
+    /// The cluster.
+    pub world: &'a World,
+    /// Its pools, judged.
+    pub pools: &'a BTreeMap<String, Judged>,
+    /// Who holds which address.
+    pub claims: &'a Claims<'a>,
+    /// What pods were served with.
+    pub memory: &'a Memory,
+    /// What this node is like.
+    pub facts: &'a Facts,
+    /// Its tables: clients keep the links they have while nothing better is known.
+    pub state: &'a State,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resolved {
+    /// The clients.
+    pub clients: Vec<Client>,
+    /// The pools, each with the addresses that this node may use.
+    pub pools: Vec<Pool>,
+    /// The addresses that this node should hold, by pool.
+    pub wanted: BTreeSet<(String, Ipv4Addr)>,
+    /// What stands in pods' way, by `namespace/name`.
+    pub troubles: BTreeMap<String, Trouble>,
+    /// Neighbours that the kernel has to look for.
+    pub sought: Vec<(u32, Ipv4Addr)>,
+    /// What pods are served with now.
+    pub memory: Memory,
+}
+
+/// What is to happen with a pod that asks for something.
+struct Fate {
+    pool: String,
+    /// `None`: blocked.
+    egress: Option<Ipv4Addr>,
+    /// What this node has to claim, for the pod to be served later.
+    claim: Option<Ipv4Addr>,
+    trouble: Option<Trouble>,
+}
+
+impl Fate {
+    fn served(pool: &str, egress: Ipv4Addr) -> Self {
+        Self {
+            pool: pool.to_owned(),
+            egress: Some(egress),
+            claim: None,
+            trouble: None,
+        }
+    }
+
+    fn blocked(pool: &str, trouble: Trouble) -> Self {
+        Self {
+            pool: pool.to_owned(),
+            egress: None,
+            claim: None,
+            trouble: Some(trouble),
+        }
+    }
+
+    fn claiming(pool: &str, address: Ipv4Addr) -> Self {
+        Self {
+            claim: Some(address),
+            ..Self::blocked(pool, Trouble::Claiming(address.to_string()))
+        }
+    }
+}
+
+/// Works out this node's clients.
+pub fn resolve(input: &Input<'_>) -> Resolved {
+    let resolver = Resolver {
+        input,
+        choices: RefCell::default(),
+    };
+    let mut resolved = Resolved::default();
+    let owners = owners(input.world);
+    for pod in input.world.pods.values() {
+        resolver.pod(pod, &owners, &mut resolved);
+    }
+    resolved.pools = pools(input, &resolved);
+    resolved
+}
+
+/// Whether the pod's own packets come through a veth of its own, from an address that is still its.
+const fn takes_part(pod: &Pod) -> bool {
+    !pod.host_network && !pod.finished
+}
+
+/// The pod that each address belongs to: the runtime may give a leaving pod's address to a new one
+/// before the old one's object is gone.
+fn owners(world: &World) -> BTreeMap<Ipv4Addr, &Pod> {
+    let mut owners: BTreeMap<Ipv4Addr, &Pod> = BTreeMap::new();
+    for pod in world.pods.values().filter(|pod| takes_part(pod)) {
+        let Some(address) = pod.address() else {
+            continue;
+        };
+        let rank = |pod: &Pod| (!pod.leaving, pod.created, pod.uid.clone());
+        let owner = owners.entry(address).or_insert(pod);
+        if rank(pod) > rank(owner) {
+            *owner = pod;
+        }
+    }
+    owners
+}
+
+/// What a pool's name gets a pod: the same for all pods of the node.
+#[derive(Clone, Debug)]
+struct Choice {
+    ours: Vec<Ipv4Addr>,
+    free: Option<Ipv4Addr>,
+    holder: String,
+}
+
+struct Resolver<'a> {
+    input: &'a Input<'a>,
+    choices: RefCell<BTreeMap<String, Choice>>,
+}
+
+impl Resolver<'_> {
+    fn pod(&self, pod: &Pod, owners: &BTreeMap<Ipv4Addr, &Pod>, resolved: &mut Resolved) {
+        let path = pod.path();
+        if !takes_part(pod) || pod.addresses.is_empty() {
+            return;
+        }
+        let Some(fate) = self.fate(pod) else { return };
+        let Some(source) = pod.address() else {
+            resolved.troubles.insert(path, Trouble::Ipv6Only);
+            return;
+        };
+        if let Some(owner) = owners.get(&source)
+            && owner.uid != pod.uid
+        {
+            let other = Trouble::AddressReused(owner.path());
+            resolved.troubles.insert(path, other);
+            return;
+        }
+        let claim = fate.claim.or(fate.egress);
+        resolved
+            .wanted
+            .extend(claim.map(|address| (fate.pool.clone(), address)));
+        self.remember(&path, source, &fate, resolved);
+        let device = self.device(&path, source, resolved);
+        let trouble = match device {
+            Ok(_) => fate.trouble.or_else(|| {
+                (pod.addresses.len() > 1 && two_families(pod)).then_some(Trouble::Ipv6Too)
+            }),
+            Err(ref missing) => fate.trouble.or(Some(Trouble::Link(missing.clone()))),
+        };
+        resolved
+            .troubles
+            .extend(trouble.map(|trouble| (path.clone(), trouble)));
+        resolved.clients.push(Client {
+            name: path,
+            addresses: vec![IpNet::from(std::net::IpAddr::V4(source))],
+            device: device.ok(),
+            pool: fate.pool,
+            // Blocked: an address that no pool has.
+            address: Some(fate.egress.unwrap_or(Ipv4Addr::UNSPECIFIED).into()),
+        });
+    }
+
+    fn remember(&self, path: &str, source: Ipv4Addr, fate: &Fate, resolved: &mut Resolved) {
+        let served = fate.egress.map(|egress| Served {
+            source,
+            pool: fate.pool.clone(),
+            egress,
+        });
+        // Blocked for a while: it had an address, and may get it again.
+        let served = served.or_else(|| self.before(path, source).cloned());
+        let served = served.map(|served| (path.to_owned(), served));
+        resolved.memory.extend(served);
+    }
+
+    fn before(&self, path: &str, source: Ipv4Addr) -> Option<&Served> {
+        let before = self.input.memory.get(path);
+        before.filter(|before| before.source == source)
+    }
+
+    fn device(
+        &self,
+        path: &str,
+        source: Ipv4Addr,
+        resolved: &mut Resolved,
+    ) -> Result<String, link::Missing> {
+        let client = self.input.state.clients.get(path);
+        let known = client
+            .filter(|client| client.entry.addresses.contains(&Ipv4Net::from(source)))
+            .map(|client| client.entry.ifindex);
+        let found = link::host_side(source, self.input.facts, known);
+        if let Err(missing) = &found {
+            let sought = missing.sought().map(|ifindex| (ifindex, source));
+            resolved.sought.extend(sought);
+        }
+        found
+    }
+
+    /// What is to happen with the pod; `None` if it asks for nothing.
+    fn fate(&self, pod: &Pod) -> Option<Fate> {
+        let namespace = self.input.world.namespaces.get(&pod.namespace);
+        let default = namespace.and_then(|namespace| namespace.wish.as_deref());
+        match annotation::wish(pod.wish.as_deref(), default) {
+            Ok(Wish::Nothing) => None,
+            Ok(Wish::Addresses(addresses)) => Some(self.listed(pod, &addresses)),
+            Ok(Wish::Pool(name)) => Some(self.pooled(pod, &name)),
+            Err(problem) => Some(self.fall_back(pod, Trouble::Annotation(problem))),
+        }
+    }
+
+    /// The first address that can be used. One that the pod has is kept while it is on the list.
+    fn listed(&self, pod: &Pod, addresses: &[Ipv4Addr]) -> Fate {
+        let (mut usable, mut troubles) = (Vec::new(), Vec::new());
+        for address in addresses {
+            match self.allowed(pod, *address) {
+                Ok(pool) => usable.push((pool, *address)),
+                Err(trouble) => troubles.push(trouble),
+            }
+        }
+        if usable.is_empty() {
+            let first = troubles.into_iter().next();
+            let none = || Trouble::Annotation("holds no address".to_owned());
+            return self.fall_back(pod, first.unwrap_or_else(none));
+        }
+        let claims = self.input.claims;
+        if let Some(before) = self.kept(pod)
+            && usable.contains(&(before.pool.as_str(), before.egress))
+        {
+            return Fate::served(&before.pool, before.egress);
+        }
+        let mut held = None;
+        for (pool, address) in usable {
+            match claims.standing(pool, address) {
+                Standing::Ours => return Fate::served(pool, address),
+                Standing::Free => return Fate::claiming(pool, address),
+                Standing::Theirs(node) => {
+                    held.get_or_insert_with(|| {
+                        let what = address.to_string();
+                        Fate::blocked(pool, Trouble::Held { what, node })
+                    });
+                }
+            }
+        }
+        held.unwrap_or_else(|| Fate::blocked(NO_POOL, Trouble::NoSuchPool(String::new())))
+    }
+
+    /// An address of the pool: the one that the pod has, one that this node holds, a free one.
+    fn pooled(&self, pod: &Pod, name: &str) -> Fate {
+        let spec = match self.usable(pod, name) {
+            Ok(spec) => spec,
+            Err(trouble) => return self.fall_back(pod, trouble),
+        };
+        if let Some(before) = self.kept(pod)
+            && before.pool == name
+        {
+            return Fate::served(name, before.egress);
+        }
+        let choice = self.choice(name, spec);
+        let path = pod.path();
+        let ours = choice.ours.iter().copied();
+        match (
+            ours.max_by_key(|address| draw(&path, *address)),
+            choice.free,
+        ) {
+            (Some(address), _) => Fate::served(name, address),
+            (None, Some(address)) => Fate::claiming(name, address),
+            (None, None) => {
+                let what = format!("every address of EgressPool {name}");
+                let node = choice.holder;
+                Fate::blocked(name, Trouble::Held { what, node })
+            }
+        }
+    }
+
+    /// Looked up once for all pods: a pool may have thousands of addresses.
+    fn choice(&self, name: &str, spec: &Spec) -> Choice {
+        if let Some(choice) = self.choices.borrow().get(name) {
+            return choice.clone();
+        }
+        let claims = self.input.claims;
+        let mut ours = claims.ours(name);
+        ours.retain(|address| spec.contains(*address));
+        let (mut free, mut holder) = (None, String::new());
+        if ours.is_empty() {
+            let mut addresses: Vec<Ipv4Addr> = spec.addresses().collect();
+            addresses.sort_by_key(|address| std::cmp::Reverse(draw(self.input.node, *address)));
+            free =
+                addresses
+                    .iter()
+                    .copied()
+                    .find(|address| match claims.standing(name, *address) {
+                        Standing::Theirs(node) => {
+                            holder = node;
+                            false
+                        }
+                        Standing::Ours | Standing::Free => true,
+                    });
+        }
+        let choice = Choice { ours, free, holder };
+        let mut choices = self.choices.borrow_mut();
+        choices.insert(name.to_owned(), choice.clone());
+        choice
+    }
+
+    /// What the pod had goes on, if it still may; else it is blocked.
+    fn fall_back(&self, pod: &Pod, trouble: Trouble) -> Fate {
+        match self.kept(pod) {
+            Some(before) => Fate {
+                trouble: Some(trouble),
+                ..Fate::served(&before.pool, before.egress)
+            },
+            None => Fate::blocked(NO_POOL, trouble),
+        }
+    }
+
+    /// What the pod had, if it still may have it.
+    fn kept(&self, pod: &Pod) -> Option<&Served> {
+        let before = self.before(&pod.path(), pod.address()?)?;
+        let spec = self.usable(pod, &before.pool).ok()?;
+        let ours = self.input.claims.standing(&before.pool, before.egress) == Standing::Ours;
+        (ours && spec.contains(before.egress)).then_some(before)
+    }
+
+    /// The pool of an address, if the pod may use it.
+    fn allowed(&self, pod: &Pod, address: Ipv4Addr) -> Result<&str, Trouble> {
+        let mut pools = self.input.pools.iter();
+        let pool = pools.find(|(_, judged)| {
+            let spec = judged.spec.as_ref();
+            spec.is_some_and(|spec| spec.contains(address))
+        });
+        let (name, _) = pool.ok_or(Trouble::NoPoolHasAddress(address))?;
+        self.usable(pod, name).map(|_| name.as_str())
+    }
+
+    /// The pool, if the pod may use it.
+    fn usable(&self, pod: &Pod, name: &str) -> Result<&Spec, Trouble> {
+        let pool = self.input.pools.get(name);
+        let judged = pool.ok_or_else(|| Trouble::NoSuchPool(name.to_owned()))?;
+        let Some(spec) = &judged.spec else {
+            let why = judged.refusal.as_ref().map(|refusal| &refusal.message);
+            let why = why.cloned().unwrap_or_default();
+            return Err(Trouble::PoolRefused(name.to_owned(), why));
+        };
+        let world = self.input.world;
+        let none = Labels::new();
+        let labels = world.namespaces.get(&pod.namespace);
+        let labels = labels.map_or(&none, |namespace| &namespace.labels);
+        let allowed = spec.namespaces.as_ref();
+        if !allowed.is_some_and(|selector| selector.matches(labels)) {
+            return Err(Trouble::NotAllowed {
+                pool: name.to_owned(),
+                namespace: pod.namespace.clone(),
+            });
+        }
+        let labels = world.nodes.get(self.input.node);
+        let labels = labels.map_or(&none, |node| &node.labels);
+        if spec
+            .nodes
+            .as_ref()
+            .is_some_and(|nodes| !nodes.matches(labels))
+        {
+            return Err(Trouble::NotOnThisNode {
+                pool: name.to_owned(),
+                node: self.input.node.to_owned(),
+            });
+        }
+        Ok(spec)
+    }
+}
+
+fn two_families(pod: &Pod) -> bool {
+    pod.addresses.iter().any(std::net::IpAddr::is_ipv6)
+}
+
+/// Every pool that a client has, with the addresses that clients here are served with.
+fn pools(input: &Input<'_>, resolved: &Resolved) -> Vec<Pool> {
+    let used: BTreeSet<&str> = resolved
+        .clients
+        .iter()
+        .map(|client| client.pool.as_str())
+        .collect();
+    let pools = used.iter().map(|name| {
+        let spec = input
+            .pools
+            .get(*name)
+            .and_then(|judged| judged.spec.as_ref());
+        let mut pool = spec.map_or_else(no_pool, |spec| spec.pool.clone());
+        let wanted = resolved.wanted.iter();
+        let ours = wanted.filter(|(pool, address)| {
+            pool == name && input.claims.standing(pool, *address) == Standing::Ours
+        });
+        pool.addresses = ours.map(|(_, address)| (*address).into()).collect();
+        pool
+    });
+    pools.collect()
+}
+
+fn no_pool() -> Pool {
+    Pool {
+        name: NO_POOL.to_owned(),
+        addresses: Vec::new(),
+        exclude: Vec::new(),
+        ports_per_client: defaults::PORTS_PER_CLIENT,
+        block_size: defaults::BLOCK_SIZE,
+        rest: defaults::REST,
+        path: Path::default(),
+        timers: Timers::default(),
+    }
+}

@@ -1,0 +1,620 @@
+//! From API objects to operations, without an API server or a kernel.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
+
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::{
+    claims::{Claims, Observer},
+    judge::{Accepted, judge},
+    object::{Namespace, Node, Pod, Pool},
+    pool::SliceClaim,
+    ranges,
+    resolve::{self, Input, Memory, NO_POOL, Resolved, resolve},
+    trouble::Trouble,
+    world::World,
+};
+use crate::{
+    desired::desired,
+    diff::{Operation, State, diff},
+    facts::{Facts, Kind, Link},
+    snapshot::{Client, Settings, Snapshot},
+};
+
+const ME: &str = "n1";
+
+/// One node's agent with its tables, and an API server that takes its claims.
+struct Lab {
+    world: World,
+    facts: Facts,
+    state: State,
+    memory: Memory,
+    accepted: Accepted,
+    observer: Observer,
+    /// Whether claims are written, and come back.
+    writes: bool,
+}
+
+impl Lab {
+    /// A pool for namespaces labelled `egress: office`, one of which is `shop`, and two nodes.
+    fn new() -> Self {
+        let mut lab = Self {
+            world: World::default(),
+            facts: Facts {
+                forwarding: true,
+                ..Facts::default()
+            },
+            state: State::default(),
+            memory: Memory::default(),
+            accepted: Accepted::default(),
+            observer: Observer::default(),
+            writes: true,
+        };
+        lab.link("eth0", 2, Kind::Nic);
+        for (number, name) in [(1_u8, ME), (2, "n2")] {
+            let node = Node {
+                pods: vec![format!("10.244.{number}.0/24").parse().unwrap()],
+                addresses: vec![IpAddr::from([192, 0, 2, number])],
+                ..Node::default()
+            };
+            lab.world.nodes.insert(name.to_owned(), node);
+        }
+        let labels = [("egress".to_owned(), "office".to_owned())].into();
+        let shop = Namespace { labels, wish: None };
+        lab.world.namespaces.insert("shop".to_owned(), shop);
+        lab.world
+            .namespaces
+            .insert("evil".to_owned(), Namespace::default());
+        lab.pool("office", &["203.0.113.10", "203.0.113.11"]);
+        lab
+    }
+
+    fn pool(&mut self, name: &str, addresses: &[&str]) {
+        let spec = json!({
+            "addresses": addresses,
+            "portsPerClient": 128,
+            "allowedNamespaces": {"matchLabels": {"egress": "office"}},
+        });
+        let created = self.world.pools.len() as i64;
+        let uid = format!("{name}-{created}");
+        let pool = Pool {
+            created,
+            uid,
+            spec,
+            ..Pool::default()
+        };
+        self.world.pools.insert(name.to_owned(), pool);
+    }
+
+    fn link(&mut self, name: &str, ifindex: u32, kind: Kind) {
+        let mac = [2, 0, 0, 0, 0, ifindex as u8];
+        self.facts
+            .links
+            .insert(name.to_owned(), Link { ifindex, mac, kind });
+    }
+
+    /// A running pod behind a veth of its own.
+    fn pod(&mut self, path: &str, number: u8, wish: &str) -> &mut Pod {
+        let address = Ipv4Addr::new(10, 244, 1, number);
+        let ifindex = 100 + u32::from(number);
+        self.link(&format!("veth{number}"), ifindex, Kind::Veth);
+        self.facts.ways.routes.insert(address.into(), ifindex);
+        let (namespace, name) = path.split_once('/').unwrap();
+        let pod = Pod {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            uid: format!("{path}-{number}"),
+            created: i64::from(number),
+            addresses: vec![address.into()],
+            wish: (!wish.is_empty()).then(|| wish.to_owned()),
+            ..Pod::default()
+        };
+        self.world.pods.insert(path.to_owned(), pod);
+        self.world.pods.get_mut(path).unwrap()
+    }
+
+    /// Another node's claim.
+    fn held(&mut self, pool: &str, address: &str, node: &str) {
+        let claim = SliceClaim {
+            address: address.to_owned(),
+            first: 1024,
+            size: 64_512,
+            node: node.to_owned(),
+            renewed: "then".to_owned(),
+        };
+        let pool = self.world.pools.get_mut(pool).unwrap();
+        pool.status.slices.push(claim);
+    }
+
+    /// Works out what is wanted, until no claim is left to be written, and carries it out.
+    fn run(&mut self) -> (Resolved, Vec<Operation>) {
+        for _ in 0..10 {
+            let (resolved, changes) = self.resolve();
+            self.memory = resolved.memory.clone();
+            if !self.writes || changes.is_empty() {
+                let operations = self.carry_out(&resolved);
+                return (resolved, operations);
+            }
+            for change in changes {
+                let pool = self.world.pools.get_mut(&change.pool).unwrap();
+                pool.status.slices = change.slices;
+            }
+        }
+        panic!("claims never settle");
+    }
+
+    fn resolve(&mut self) -> (Resolved, Vec<super::claims::Change>) {
+        let now = Duration::ZERO;
+        self.observer.observe(&self.world.pools, now);
+        let learned = ranges::learned(&self.world);
+        let judged = judge(&self.world, &learned, &mut self.accepted);
+        let claims = Claims {
+            node: ME,
+            world: &self.world,
+            observer: &self.observer,
+            now,
+        };
+        let resolved = resolve(&Input {
+            node: ME,
+            world: &self.world,
+            pools: &judged,
+            claims: &claims,
+            memory: &self.memory,
+            facts: &self.facts,
+            state: &self.state,
+        });
+        let in_use = self.state.slices.keys().copied().collect();
+        let changes = claims.changes(&resolved.wanted, &in_use, "now");
+        (resolved, changes)
+    }
+
+    fn snapshot(&self, resolved: &Resolved) -> Snapshot {
+        let settings = Settings {
+            cluster_ranges: ranges::all(&ranges::learned(&self.world), &[]),
+            ..Settings::default()
+        };
+        settings.with(resolved.pools.clone(), resolved.clients.clone())
+    }
+
+    fn carry_out(&mut self, resolved: &Resolved) -> Vec<Operation> {
+        let snapshot = self.snapshot(resolved);
+        let wanted = desired(&snapshot, &self.facts, &self.state.egress());
+        let plan = diff(&self.state, &wanted, &BTreeSet::new(), &snapshot.limits);
+        assert_eq!(plan.problems, Vec::<String>::new());
+        for operation in &plan.operations {
+            self.state.apply(operation);
+        }
+        plan.operations
+    }
+
+    /// The egress address that a pod's packets get; `None` if it is blocked, or no client.
+    fn egress(&self, path: &str) -> Option<Ipv4Addr> {
+        let client = self.state.clients.get(path)?;
+        client.slice.map(|_| client.entry.egress)
+    }
+
+    fn blocked(&self, path: &str) -> bool {
+        let client = self.state.clients.get(path);
+        client.is_some_and(|client| client.slice.is_none())
+    }
+}
+
+fn ip(last: u8) -> Ipv4Addr {
+    Ipv4Addr::new(203, 0, 113, last)
+}
+
+fn client<'r>(resolved: &'r Resolved, path: &str) -> Option<&'r Client> {
+    resolved.clients.iter().find(|client| client.name == path)
+}
+
+fn reason(resolved: &Resolved, path: &str) -> Option<&'static str> {
+    resolved.troubles.get(path).map(Trouble::reason)
+}
+
+#[test]
+fn an_annotated_pod_gets_its_address_on_its_link() {
+    let mut lab = Lab::new();
+    lab.pod("shop/web-0", 7, "203.0.113.11");
+    let (resolved, _) = lab.run();
+    assert_eq!(resolved.troubles, BTreeMap::new());
+    assert_eq!(lab.egress("shop/web-0"), Some(ip(11)));
+    assert_eq!(lab.state.clients["shop/web-0"].entry.ifindex, 107);
+    assert_eq!(resolved.pools[0].addresses, [IpAddr::V4(ip(11))]);
+    let claim = &lab.world.pools["office"].status.slices[0];
+    assert_eq!(
+        (claim.node.as_str(), claim.first, claim.size),
+        (ME, 1024, 64_512)
+    );
+}
+
+#[test]
+fn the_clusters_ranges_are_left_alone_by_every_pool() {
+    let mut lab = Lab::new();
+    lab.pod("shop/web-0", 7, "office");
+    lab.pod("evil/web-0", 8, "office");
+    lab.run();
+    for (name, (_, pool)) in &lab.state.pools {
+        for net in ["10.244.2.0/24", "192.0.2.2/32", "169.254.0.0/16"] {
+            let net: ipnet::Ipv4Net = net.parse().unwrap();
+            let left_alone = pool.excludes.iter().any(|excluded| excluded.contains(&net));
+            assert!(left_alone, "{name} translates {net}");
+        }
+    }
+    assert!(lab.state.pools.contains_key(NO_POOL) && lab.state.pools.contains_key("office"));
+}
+
+#[test]
+fn nobody_gets_an_address_by_an_annotation_alone() {
+    let mut lab = Lab::new();
+    lab.pod("evil/web-0", 7, "203.0.113.10");
+    lab.pod("evil/web-1", 8, "office");
+    let spec = &mut lab.world.pools.get_mut("office").unwrap().spec;
+    spec.as_object_mut().unwrap().remove("allowedNamespaces");
+    lab.pod("shop/web-0", 9, "office");
+    let (resolved, _) = lab.run();
+    for path in ["evil/web-0", "evil/web-1", "shop/web-0"] {
+        assert_eq!(
+            reason(&resolved, path),
+            Some("NamespaceNotAllowed"),
+            "{path}"
+        );
+        assert!(lab.blocked(path), "{path}");
+    }
+    assert!(resolved.wanted.is_empty(), "claimed for nobody");
+    // The empty selector is every namespace.
+    lab.world.pools.get_mut("office").unwrap().spec["allowedNamespaces"] = json!({});
+    lab.run();
+    assert_eq!(lab.egress("evil/web-0"), Some(ip(10)));
+}
+
+#[test]
+fn a_namespaces_annotation_is_its_pods_default() {
+    let mut lab = Lab::new();
+    lab.world.namespaces.get_mut("shop").unwrap().wish = Some("203.0.113.10".into());
+    lab.pod("shop/a", 7, "");
+    lab.pod("shop/b", 8, "none");
+    lab.pod("shop/c", 9, "203.0.113.11");
+    lab.run();
+    assert_eq!(lab.egress("shop/a"), Some(ip(10)));
+    assert!(!lab.state.clients.contains_key("shop/b"));
+    assert_eq!(lab.egress("shop/c"), Some(ip(11)));
+}
+
+#[test]
+fn an_invalid_annotation_leaves_what_was_or_blocks() {
+    let mut lab = Lab::new();
+    lab.pod("shop/old", 7, "203.0.113.11");
+    lab.run();
+    for wrong in ["203.0.113.300", "nowhere", "198.51.100.1", ""] {
+        let wish = (!wrong.is_empty()).then(|| wrong.to_owned());
+        lab.world.namespaces.get_mut("shop").unwrap().wish = Some("?".to_owned());
+        lab.world.pods.get_mut("shop/old").unwrap().wish = wish;
+        lab.pod("shop/new", 8, wrong);
+        let (resolved, _) = lab.run();
+        assert_eq!(lab.egress("shop/old"), Some(ip(11)), "{wrong}");
+        assert!(lab.blocked("shop/new"), "{wrong}");
+        assert_eq!(reason(&resolved, "shop/old"), reason(&resolved, "shop/new"));
+        assert!(reason(&resolved, "shop/old").is_some());
+    }
+}
+
+#[test]
+fn what_was_is_known_after_a_restart() {
+    let mut lab = Lab::new();
+    lab.pod("shop/web-0", 7, "office");
+    lab.run();
+    let before = lab.egress("shop/web-0");
+    lab.world.pods.get_mut("shop/web-0").unwrap().wish = Some("?".to_owned());
+    lab.memory = resolve::remembered(&lab.state);
+    lab.accepted = Accepted::default();
+    let (_, operations) = lab.run();
+    assert_eq!(lab.egress("shop/web-0"), before);
+    assert_eq!(operations, [], "nothing changes for it");
+    // A pod of the same name with another address is another pod.
+    lab.pod("shop/web-0", 8, "?");
+    lab.run();
+    assert!(lab.blocked("shop/web-0"));
+}
+
+#[test]
+fn a_permission_that_is_taken_away_is_gone() {
+    let mut lab = Lab::new();
+    lab.pod("shop/web-0", 7, "203.0.113.10");
+    lab.run();
+    lab.world.namespaces.get_mut("shop").unwrap().labels.clear();
+    let (resolved, _) = lab.run();
+    assert_eq!(reason(&resolved, "shop/web-0"), Some("NamespaceNotAllowed"));
+    assert!(lab.blocked("shop/web-0"));
+}
+
+#[test]
+fn a_refused_change_of_a_pool_moves_nobody() {
+    let mut lab = Lab::new();
+    lab.pod("shop/web-0", 7, "office");
+    lab.run();
+    let before = lab.egress("shop/web-0");
+    lab.world.pools.get_mut("office").unwrap().spec["portsPerClient"] = json!(100);
+    let (_, operations) = lab.run();
+    assert_eq!((lab.egress("shop/web-0"), operations), (before, vec![]));
+}
+
+#[test]
+fn pods_that_are_no_clients() {
+    let mut lab = Lab::new();
+    lab.pod("shop/host", 7, "office").host_network = true;
+    lab.pod("shop/done", 8, "office").finished = true;
+    lab.pod("shop/young", 9, "office").addresses.clear();
+    lab.pod("shop/plain", 10, "");
+    let (resolved, operations) = lab.run();
+    assert_eq!((resolved.clients, operations), (vec![], vec![]));
+    assert_eq!(resolved.troubles, BTreeMap::new());
+}
+
+#[test]
+fn of_two_families_ipv4_is_served() {
+    let mut lab = Lab::new();
+    let v6: IpAddr = "fd00::7".parse().unwrap();
+    lab.pod("shop/both", 7, "office").addresses.insert(0, v6);
+    lab.pod("shop/six", 8, "office").addresses = vec![v6];
+    lab.pod("shop/six-plain", 9, "").addresses = vec![v6];
+    let (resolved, _) = lab.run();
+    assert!(lab.egress("shop/both").is_some());
+    assert_eq!(reason(&resolved, "shop/both"), Some("IPv6NotTranslated"));
+    assert!(client(&resolved, "shop/six").is_none());
+    assert_eq!(reason(&resolved, "shop/six"), Some("IPv6Only"));
+    assert_eq!(reason(&resolved, "shop/six-plain"), None);
+}
+
+#[test]
+fn a_reused_address_is_taken_from_the_old_pod_before_the_new_one_gets_it() {
+    let mut lab = Lab::new();
+    lab.pod("shop/old", 7, "203.0.113.10");
+    lab.run();
+    lab.world.pods.get_mut("shop/old").unwrap().leaving = true;
+    let old = lab.world.pods["shop/old"].clone();
+    lab.pod("shop/new", 8, "203.0.113.11").addresses = old.addresses.clone();
+    lab.facts
+        .ways
+        .routes
+        .insert(Ipv4Addr::new(10, 244, 1, 7).into(), 108);
+    let (resolved, operations) = lab.run();
+    assert_eq!(reason(&resolved, "shop/old"), Some("AddressReused"));
+    let place = |wanted: &dyn Fn(&Operation) -> bool| operations.iter().position(wanted).unwrap();
+    let purged =
+        place(&|step| matches!(step, Operation::RemoveSources(name, ..) if name == "shop/old"));
+    let admitted =
+        place(&|step| matches!(step, Operation::SetClient(name, _) if name == "shop/new"));
+    assert!(purged < admitted, "{operations:?}");
+    assert_eq!(lab.state.clients["shop/new"].entry.ifindex, 108);
+}
+
+#[test]
+fn a_pod_of_the_same_name_and_another_address_is_purged_first() {
+    let mut lab = Lab::new();
+    lab.pod("shop/web-0", 7, "office");
+    lab.run();
+    lab.pod("shop/web-0", 8, "office");
+    let (_, operations) = lab.run();
+    let kinds: Vec<bool> = operations
+        .iter()
+        .filter_map(|step| match step {
+            Operation::RemoveSources(..) => Some(false),
+            Operation::SetClient(..) => Some(true),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(kinds, [false, true]);
+}
+
+#[test]
+fn an_address_of_another_node_blocks_until_it_is_free() {
+    let mut lab = Lab::new();
+    lab.held("office", "203.0.113.10", "n2");
+    lab.pod("shop/web-0", 7, "203.0.113.10");
+    let (resolved, _) = lab.run();
+    assert!(lab.blocked("shop/web-0"));
+    let words = resolved.troubles["shop/web-0"].words();
+    assert!(
+        words.contains("203.0.113.10 is in use on node n2"),
+        "{words}"
+    );
+    lab.world
+        .pools
+        .get_mut("office")
+        .unwrap()
+        .status
+        .slices
+        .clear();
+    let (resolved, _) = lab.run();
+    assert_eq!(lab.egress("shop/web-0"), Some(ip(10)));
+    assert_eq!(resolved.troubles, BTreeMap::new());
+}
+
+#[test]
+fn an_address_is_not_used_before_the_claim_is_known_to_stand() {
+    let mut lab = Lab::new();
+    lab.writes = false;
+    lab.pod("shop/web-0", 7, "203.0.113.10");
+    let (resolved, _) = lab.run();
+    assert_eq!(reason(&resolved, "shop/web-0"), Some("Claiming"));
+    assert!(lab.blocked("shop/web-0") && lab.state.slices.is_empty());
+}
+
+#[test]
+fn of_a_list_the_first_that_can_be_used() {
+    let mut lab = Lab::new();
+    lab.held("office", "203.0.113.10", "n2");
+    lab.pod("shop/web-0", 7, "198.51.100.1, 203.0.113.10, 203.0.113.11");
+    lab.run();
+    assert_eq!(lab.egress("shop/web-0"), Some(ip(11)));
+    lab.world
+        .pools
+        .get_mut("office")
+        .unwrap()
+        .status
+        .slices
+        .retain(|claim| claim.node == ME);
+    lab.run();
+    assert_eq!(
+        lab.egress("shop/web-0"),
+        Some(ip(11)),
+        "it stays where it is"
+    );
+}
+
+#[test]
+fn a_nodes_pods_share_an_address_of_a_pool() {
+    let mut lab = Lab::new();
+    lab.held("office", "203.0.113.10", "n2");
+    for number in 7..20 {
+        lab.pod(&format!("shop/web-{number}"), number, "office");
+    }
+    lab.run();
+    assert!((7..20).all(|number| lab.egress(&format!("shop/web-{number}")) == Some(ip(11))));
+    lab.world.pods.clear();
+    lab.run();
+    lab.run();
+    let holders: Vec<&str> = lab.world.pools["office"]
+        .status
+        .slices
+        .iter()
+        .map(|claim| claim.node.as_str())
+        .collect();
+    assert_eq!(holders, ["n2"], "what nobody uses is given back");
+    lab.held("office", "203.0.113.11", "n2");
+    lab.pod("shop/late", 30, "office");
+    let (resolved, _) = lab.run();
+    let words = resolved.troubles["shop/late"].words();
+    assert!(
+        words.contains("every address of EgressPool office is in use"),
+        "{words}"
+    );
+}
+
+#[test]
+fn a_pool_for_other_nodes() {
+    let mut lab = Lab::new();
+    lab.world.pools.get_mut("office").unwrap().spec["nodeSelector"] =
+        json!({"matchLabels": {"gateway": "yes"}});
+    lab.pod("shop/web-0", 7, "office");
+    let (resolved, _) = lab.run();
+    assert_eq!(reason(&resolved, "shop/web-0"), Some("NodeNotSelected"));
+    let node = lab.world.nodes.get_mut(ME).unwrap();
+    node.labels.insert("gateway".into(), "yes".into());
+    lab.run();
+    assert!(lab.egress("shop/web-0").is_some());
+}
+
+#[test]
+fn a_pod_whose_link_is_not_known_waits_and_is_sought() {
+    let mut lab = Lab::new();
+    lab.pod("shop/web-0", 7, "office");
+    lab.link("cni0", 50, Kind::Virtual);
+    lab.facts.ways.routes = [("10.244.1.0/24".parse().unwrap(), 50)].into();
+    let (resolved, _) = lab.run();
+    let pod = Ipv4Addr::new(10, 244, 1, 7);
+    assert_eq!(reason(&resolved, "shop/web-0"), Some("WaitingForLink"));
+    assert_eq!(resolved.sought, [(50, pod)]);
+    assert_eq!(
+        lab.state.clients["shop/web-0"].entry.ifindex, 0,
+        "its packets are dropped"
+    );
+    lab.facts.ways.neighbours.insert((50, pod), [9; 6]);
+    lab.facts.ways.ports.insert((50, [9; 6]), 107);
+    let (resolved, _) = lab.run();
+    assert_eq!(resolved.troubles, BTreeMap::new());
+    assert_eq!(lab.state.clients["shop/web-0"].entry.ifindex, 107);
+    // The kernel forgets neighbours that nobody talks to.
+    lab.facts.ways.neighbours.clear();
+    let (resolved, operations) = lab.run();
+    assert_eq!((resolved.troubles, operations), (BTreeMap::new(), vec![]));
+}
+
+#[test]
+fn pods_are_told_once_and_that_it_is_over() {
+    let mut lab = Lab::new();
+    lab.pod("shop/web-0", 7, "nowhere");
+    let (resolved, _) = lab.run();
+    let mut told = BTreeMap::new();
+    let news = super::news(&lab.world.pods, &resolved, &told);
+    assert_eq!((news[0].0.reason, news[0].0.warning), ("NoSuchPool", true));
+    told.insert(news[0].0.uid.clone(), news[0].1.clone().unwrap());
+    assert_eq!(super::news(&lab.world.pods, &resolved, &told), []);
+    lab.world.pods.get_mut("shop/web-0").unwrap().wish = Some("203.0.113.10".into());
+    lab.writes = false;
+    let (resolved, _) = lab.run();
+    assert_eq!(
+        super::news(&lab.world.pods, &resolved, &told),
+        [],
+        "claiming is no end of it"
+    );
+    lab.writes = true;
+    let (resolved, _) = lab.run();
+    let news = super::news(&lab.world.pods, &resolved, &told);
+    assert_eq!(
+        (news[0].0.reason, news[0].0.warning),
+        ("EgressReady", false)
+    );
+    assert!(news[0].0.note.contains("203.0.113.10"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    /// Whatever pods ask for: applied twice is applied once, and nobody gets what it may not have.
+    #[test]
+    fn any_wishes(
+        rounds in prop::collection::vec(
+            prop::collection::btree_map(
+                1_u8..12,
+                (prop::sample::select(vec!["", "none", "office", "lab", "203.0.113.10", "203.0.113.11",
+                    "198.51.100.7", "203.0.113.11,198.51.100.7", "?", "nowhere"]), any::<bool>()),
+                0..8,
+            ),
+            1..5,
+        ),
+        others in prop::collection::vec(any::<bool>(), 2),
+    ) {
+        let mut lab = Lab::new();
+        lab.pool("lab", &["198.51.100.7"]);
+        for (held, (pool, address)) in
+            others.iter().zip([("office", "203.0.113.10"), ("lab", "198.51.100.7")])
+        {
+            if *held {
+                lab.held(pool, address, "n2");
+            }
+        }
+        for pods in rounds {
+            lab.world.pods.clear();
+            for (number, (wish, shop)) in pods {
+                let namespace = if shop { "shop" } else { "evil" };
+                lab.pod(&format!("{namespace}/p{number}"), number, wish);
+            }
+            lab.run();
+            for (path, client) in &lab.state.clients {
+                if client.slice.is_none() {
+                    continue;
+                }
+                prop_assert!(path.starts_with("shop/"), "{path} is served");
+                let address = client.entry.egress.to_string();
+                let claims = lab.world.pools.values().flat_map(|pool| &pool.status.slices);
+                let holders: Vec<&str> = claims
+                    .filter(|claim| claim.address == address)
+                    .map(|claim| claim.node.as_str())
+                    .collect();
+                prop_assert_eq!(holders, vec![ME], "{} is used by two", address);
+            }
+            lab.run();
+            let (resolved, again) = lab.run();
+            prop_assert_eq!(again, vec![]);
+            for (path, pod) in &lab.world.pods {
+                let wishes = pod.wish.as_deref().is_some_and(|wish| wish != "none");
+                prop_assert_eq!(wishes, client(&resolved, path).is_some());
+            }
+        }
+    }
+}

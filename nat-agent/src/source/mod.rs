@@ -1,0 +1,155 @@
+//! Where snapshots come from: a file, or Kubernetes. The rest of the agent does not know which.
+//!
+//! ```text
+//! file                 the configuration file, watched
+//! kubernetes/          pods, namespaces, nodes and EgressPools, watched
+//! ```
+
+pub mod file;
+pub mod kubernetes;
+
+use std::{net::Ipv4Addr, path::Path, time::Duration};
+
+use tokio::time::{Instant, sleep_until};
+
+use crate::{diff::State, facts::Facts, report, snapshot::Settings, snapshot::Snapshot};
+use file::File;
+use kubernetes::Kubernetes;
+
+/// What a source is shown of the node.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// What the node is like.
+    pub facts: &'a Facts,
+    /// What the tables hold.
+    pub state: &'a State,
+}
+
+/// What a source says when it is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Everything that is wanted.
+    Snapshot(Box<Snapshot>),
+    /// What was said last cannot be used, and why: the snapshot before it stays.
+    Refused(String),
+    /// Not everything is known yet, and why: whatever the tables hold stays.
+    NotYet(String),
+}
+
+/// Where snapshots come from.
+pub enum Source {
+    /// One file says everything.
+    File(Box<File>),
+    /// Kubernetes says whose packets are translated, a file what the node is like.
+    Kubernetes(Box<Kubernetes>),
+}
+
+impl Source {
+    /// The file, whose name the status gives.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::File(file) => file.path(),
+            Self::Kubernetes(kubernetes) => kubernetes.path(),
+        }
+    }
+
+    /// What the agent starts with.
+    pub fn settings(&self) -> &Settings {
+        match self {
+            Self::File(file) => file.settings(),
+            Self::Kubernetes(kubernetes) => kubernetes.settings(),
+        }
+    }
+
+    /// Whether the answer depends on the node, too: it is asked for again when that changes.
+    pub const fn follows_node(&self) -> bool {
+        matches!(self, Self::Kubernetes(_))
+    }
+
+    /// Waits until the answer may be another. Safe to cancel.
+    pub async fn changed(&mut self) {
+        match self {
+            Self::File(file) => file.changed().await,
+            Self::Kubernetes(kubernetes) => kubernetes.changed().await,
+        }
+    }
+
+    /// What is wanted now.
+    pub fn ask(&mut self, view: View<'_>) -> Answer {
+        match self {
+            Self::File(file) => file.ask(),
+            Self::Kubernetes(kubernetes) => kubernetes.ask(view),
+        }
+    }
+
+    /// Neighbours that the kernel has to look for, so that a client's link is found.
+    pub fn sought(&self) -> &[(u32, Ipv4Addr)] {
+        match self {
+            Self::File(_) => &[],
+            Self::Kubernetes(kubernetes) => kubernetes.sought(),
+        }
+    }
+
+    /// What stands in the way on the source's side, in plain words.
+    pub fn problems(&self) -> Vec<String> {
+        match self {
+            Self::File(_) => Vec::new(),
+            Self::Kubernetes(kubernetes) => kubernetes.problems(),
+        }
+    }
+
+    /// What the agent reports of Kubernetes; `None` where there is none.
+    pub fn report(&self) -> Option<report::Kubernetes> {
+        match self {
+            Self::File(_) => None,
+            Self::Kubernetes(kubernetes) => Some(kubernetes.report()),
+        }
+    }
+}
+
+/// Gathers changes for a moment.
+struct Settle {
+    pause: Duration,
+    until: Option<Instant>,
+}
+
+impl Settle {
+    const fn new(pause: Duration) -> Self {
+        Self { pause, until: None }
+    }
+
+    /// Waits for `first` and then the pause out. A call that is cancelled in its pause is taken up
+    /// by the next one: `first` is not lost.
+    async fn after(&mut self, first: impl Future<Output = ()>) {
+        let until = match self.until {
+            Some(until) => until,
+            None => {
+                first.await;
+                *self.until.insert(Instant::now() + self.pause)
+            }
+        };
+        sleep_until(until).await;
+        self.until = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_change_survives_being_cancelled() {
+        let mut settle = Settle::new(Duration::from_millis(20));
+        let cancelled = timeout(Duration::from_millis(1), settle.after(async {})).await;
+        assert!(cancelled.is_err());
+        let done = timeout(Duration::from_secs(5), settle.after(std::future::pending())).await;
+        assert!(done.is_ok(), "the first change was lost");
+        let nothing = timeout(
+            Duration::from_millis(40),
+            settle.after(std::future::pending()),
+        );
+        assert!(nothing.await.is_err(), "one change was told twice");
+    }
+}
