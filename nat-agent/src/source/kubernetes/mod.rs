@@ -234,7 +234,8 @@ impl Kubernetes {
         settings.with(self.resolved.pools.clone(), self.resolved.clients.clone())
     }
 
-    pub(super) fn problems(&self) -> Vec<String> {
+    /// What stands in the way, in plain words.
+    pub fn problems(&self) -> Vec<String> {
         let known = self.shared.known();
         let mut problems: Vec<String> = silence(&known).into_iter().collect();
         if known.world.services_unknown && self.settings.cluster_ranges.is_empty() {
@@ -247,7 +248,8 @@ impl Kubernetes {
         problems
     }
 
-    pub(super) fn report(&self) -> report::Kubernetes {
+    /// What the agent reports of Kubernetes.
+    pub fn report(&self) -> report::Kubernetes {
         let known = self.shared.known();
         let pods = self.resolved.troubles.iter();
         report::Kubernetes {
