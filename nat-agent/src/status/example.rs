@@ -8,7 +8,7 @@ use super::model::{
     Address, Agent, Arp, Client, ClientPorts, Device, Dropped, Health, HealthState, Ports,
     Protocols, SCHEMA, Status, Table, Traffic,
 };
-use crate::report::{Hook, HookReport, Mode, Role};
+use crate::report::{Hook, HookReport, Kubernetes, Mode, PodReport, Role};
 
 /// 2025-11-21 02:00:00 UTC.
 pub const TIME: u64 = 1_763_690_400;
@@ -78,6 +78,8 @@ pub fn status() -> Status {
         devices: devices(),
         addresses: addresses(),
         clients: clients(),
+        cluster_ranges: vec!["10.96.0.0/12".into()],
+        kubernetes: None,
         drops: drops(),
         tables: tables(),
     }
@@ -107,6 +109,48 @@ pub fn down() -> Status {
     status
 }
 
+/// A node of Kubernetes whose API server is gone, with pods that are not served as they ask.
+pub fn kubernetes() -> Status {
+    let pod = |pod: &str, reason: &str, message: &str| PodReport {
+        pod: pod.into(),
+        reason: reason.into(),
+        message: message.into(),
+    };
+    Status {
+        health: Health {
+            state: HealthState::Degraded,
+            since: Some(TIME - 65),
+            problems: vec![
+                "the API server has not answered since 2025-11-21T01:58:55Z, and what it may have \
+                 changed is not known here (Pods, EgressPools): connection refused"
+                    .into(),
+            ],
+        },
+        cluster_ranges: vec!["10.96.0.0/12".into(), "10.244.0.0/16".into()],
+        kubernetes: Some(Kubernetes {
+            node: "n1".into(),
+            silent_since: Some(TIME - 65),
+            stale: vec!["Pods".into(), "EgressPools".into()],
+            pods: vec![
+                pod(
+                    "default/web-1",
+                    "AddressInUse",
+                    "203.0.113.10 is in use on node n2, and one node uses an address at a time; \
+                     wait until its pods there are gone, move this pod there, or use another \
+                     address",
+                ),
+                pod(
+                    "shop/new",
+                    "WaitingForLink",
+                    "its link is not known: it has not answered ARP on cni0 yet; its packets are \
+                     dropped until then",
+                ),
+            ],
+        }),
+        ..status()
+    }
+}
+
 /// An agent that has only just pinned its maps.
 pub fn empty() -> Status {
     Status {
@@ -125,6 +169,7 @@ pub fn empty() -> Status {
         devices: vec![],
         addresses: vec![],
         clients: vec![],
+        cluster_ranges: vec![],
         drops: drops()
             .into_iter()
             .map(|drop| Dropped { count: 0, ..drop })

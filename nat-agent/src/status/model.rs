@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
-use crate::report::{HookReport, Role};
+use crate::report::{HookReport, Kubernetes, Role};
 
 /// Version of the JSON of all commands. Fields may be added under the same number.
 pub const SCHEMA: u32 = 1;
@@ -32,6 +32,10 @@ pub struct Status {
     pub addresses: Vec<Address>,
     /// Whose packets are translated.
     pub clients: Vec<Client>,
+    /// Networks that are never translated to, as the agent reported them.
+    pub cluster_ranges: Vec<String>,
+    /// What the agent reported of Kubernetes; null where that is not its source.
+    pub kubernetes: Option<Kubernetes>,
     /// Packets dropped, for every reason there is.
     pub drops: Vec<Dropped>,
     /// How full the tables are.

@@ -57,6 +57,10 @@ pub fn status(pins: &Pins, tables: &Tables) -> Result<Status> {
         devices: parts.devices,
         addresses: parts.addresses,
         clients: parts.clients,
+        cluster_ranges: report
+            .as_ref()
+            .map_or_else(Vec::new, |report| report.cluster_ranges.clone()),
+        kubernetes: report.and_then(|report| report.kubernetes),
         drops: parts.drops,
         tables: parts.fill,
     })

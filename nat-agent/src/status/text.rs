@@ -42,9 +42,11 @@ impl Style {
 /// The writer's.
 pub fn write(out: &mut impl Write, status: &Status, style: Style) -> io::Result<()> {
     head(out, status, style)?;
+    cluster(out, status, style)?;
     devices(out, &status.devices)?;
     addresses(out, status)?;
     clients(out, &status.clients)?;
+    pods_waiting(out, status)?;
     drops(out, status)?;
     tables(out, status)
 }
@@ -74,6 +76,23 @@ fn head(out: &mut impl Write, status: &Status, style: Style) -> io::Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// Whose destinations are left alone, and how the agent stands with Kubernetes.
+fn cluster(out: &mut impl Write, status: &Status, style: Style) -> io::Result<()> {
+    if let Some(kubernetes) = &status.kubernetes {
+        let word = match kubernetes.silent_since {
+            None => style.good("heard"),
+            Some(_) => style.bad("SILENT"),
+        };
+        let since = since(kubernetes.silent_since, status.time);
+        writeln!(out, "API server {word}{since}, node {}", kubernetes.node)?;
+    }
+    if status.cluster_ranges.is_empty() {
+        return Ok(());
+    }
+    let ranges = status.cluster_ranges.join(", ");
+    writeln!(out, "Cluster    never translated to: {ranges}")
 }
 
 fn agent(out: &mut impl Write, agent: &Agent, time: u64, style: Style) -> io::Result<()> {
@@ -342,6 +361,21 @@ fn ports(ports: ClientPorts) -> String {
     format!("{}/{}/{}", ports.used, ports.held, ports.most)
 }
 
+/// Pods of Kubernetes that are not served as they ask.
+fn pods_waiting(out: &mut impl Write, status: &Status) -> io::Result<()> {
+    let pods = status.kubernetes.iter().flat_map(|known| &known.pods);
+    if pods.clone().next().is_none() {
+        return Ok(());
+    }
+    let rows = pods.map(|pod| [pod.pod.clone(), pod.reason.clone(), pod.message.clone()]);
+    writeln!(out)?;
+    table::write(
+        out,
+        &[left("POD"), left("REASON"), left("WHAT STANDS IN THE WAY")],
+        rows,
+    )
+}
+
 fn drops(out: &mut impl Write, status: &Status) -> io::Result<()> {
     let drops = status.drops.iter().filter(|drop| drop.count > 0);
     if drops.clone().next().is_none() {
@@ -403,6 +437,14 @@ mod tests {
     #[test]
     fn the_agent_is_down_and_a_client_is_blocked() {
         golden("status-down.txt", &text(&example::down(), false));
+    }
+
+    #[test]
+    fn kubernetes() {
+        golden(
+            "status-kubernetes.txt",
+            &text(&example::kubernetes(), false),
+        );
     }
 
     #[test]
