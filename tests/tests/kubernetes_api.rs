@@ -1,8 +1,7 @@
 //! The agent's Kubernetes source against a real API server: etcd and kube-apiserver, no kubelet. Pods
 //! are objects that a test writes; the node's tables are played by the pure part of the agent.
 //!
-//! The programs come from `KUBE_BIN_DIR` or `KUBEBUILDER_ASSETS`, or are what `cargo xtask cluster`
-//! has built. Without them the tests say so, and pass.
+//! The programs are a cluster's: named by `KUBE_BIN_DIR` or `KUBEBUILDER_ASSETS`, or built.
 
 #[path = "kubernetes_api/server.rs"]
 mod server;
@@ -36,6 +35,7 @@ use nat_agent::{
         kubernetes::{Kubernetes, pool::EgressPool},
     },
 };
+use nat_tests::cluster;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use server::Server;
@@ -51,19 +51,14 @@ struct Lab {
 }
 
 impl Lab {
-    /// `None` without the programs.
-    async fn start() -> Result<Option<Self>> {
-        let Some(programs) = server::programs() else {
-            eprintln!("skipped: no etcd and kube-apiserver; KUBE_BIN_DIR says where they are");
-            return Ok(None);
-        };
-        let mut server = Server::start(programs)?;
+    async fn start() -> Result<Self> {
+        let mut server = Server::start(cluster::programs()?)?;
         server.ready().await?;
         let client = server.client("admin")?;
         let lab = Self { server, client };
         lab.manifests().await?;
         lab.cluster().await?;
-        Ok(Some(lab))
+        Ok(lab)
     }
 
     /// What deploy/ holds, and the role given to the agents' token.
@@ -299,9 +294,7 @@ fn office() -> Value {
 
 #[tokio::test]
 async fn the_schema_refuses_what_it_can() -> Result<()> {
-    let Some(lab) = Lab::start().await? else {
-        return Ok(());
-    };
+    let lab = Lab::start().await?;
     lab.pool(
         "good",
         json!({
@@ -374,9 +367,7 @@ fn pool_resource() -> ApiResource {
 
 #[tokio::test]
 async fn pods_are_followed_and_told() -> Result<()> {
-    let Some(lab) = Lab::start().await? else {
-        return Ok(());
-    };
+    let lab = Lab::start().await?;
     lab.pool("office", office()).await?;
     lab.pool("taken", json!({"addresses": ["203.0.113.0/28"]}))
         .await?;
@@ -490,9 +481,7 @@ async fn pods_are_followed_and_told() -> Result<()> {
 
 #[tokio::test]
 async fn of_two_nodes_that_want_an_address_one_gets_it() -> Result<()> {
-    let Some(lab) = Lab::start().await? else {
-        return Ok(());
-    };
+    let lab = Lab::start().await?;
     lab.pool("office", office()).await?;
     let mut agents = [lab.agent(1)?, lab.agent(2)?];
     for agent in &mut agents {
@@ -548,9 +537,7 @@ async fn of_two_nodes_that_want_an_address_one_gets_it() -> Result<()> {
 
 #[tokio::test]
 async fn without_an_api_server_everything_stays() -> Result<()> {
-    let Some(mut lab) = Lab::start().await? else {
-        return Ok(());
-    };
+    let mut lab = Lab::start().await?;
     lab.pool("office", office()).await?;
     lab.pod("shop/web-0", 1, 7, "office").await?;
     let mut agent = lab.agent(1)?;

@@ -15,6 +15,8 @@ pub struct Suite {
     pub harness: &'static [&'static str],
     /// Whether it loads programs or makes namespaces, which needs root.
     pub kernel: bool,
+    /// Whether it takes Kubernetes' programs.
+    pub kubernetes: bool,
     /// When to give it up.
     pub limit: Duration,
 }
@@ -41,11 +43,18 @@ const HOST: &[(&str, &str, &[&str])] = &[
     ),
 ];
 
-/// The suite that takes Kubernetes.
-pub const CLUSTER: &str = "cluster";
+/// The suites that take Kubernetes: they run last. Left out under the first one's
+/// name, all are.
+pub const KUBERNETES: &[(&str, &str)] = &[
+    ("cluster", "a real Kubernetes cluster of several nodes"),
+    (
+        "kubernetes_api",
+        "the agent's Kubernetes source and a real API server",
+    ),
+];
 
 /// Files of tests/tests, first to last, with what they are and their limit in
-/// minutes. A file that is not named here runs after these, and the cluster last.
+/// minutes. A file that is not named here runs after these.
 const KERNEL: &[(&str, &str, u64)] = &[
     ("bench_frames", "the benchmarks' own frames are valid", 2),
     (
@@ -70,6 +79,7 @@ pub fn all() -> Vec<Suite> {
         cargo: cargo.iter().map(|&word| word.into()).collect(),
         harness: &[],
         kernel: false,
+        kubernetes: false,
         limit: LIMIT,
     });
     let named = KERNEL
@@ -77,8 +87,11 @@ pub fn all() -> Vec<Suite> {
         .map(|&(name, about, minutes)| kernel(name, about, Duration::from_secs(minutes * 60)));
     let others = test_files().into_iter().filter(|file| !is_named(file));
     let others = others.map(|file| kernel(&file, "programs and namespaces", LIMIT));
-    let cluster = kernel(CLUSTER, "a real Kubernetes cluster of several nodes", LIMIT);
-    host.chain(named).chain(others).chain([cluster]).collect()
+    let kubernetes = KUBERNETES.iter().map(|&(name, about)| Suite {
+        kubernetes: true,
+        ..kernel(name, about, LIMIT)
+    });
+    host.chain(named).chain(others).chain(kubernetes).collect()
 }
 
 fn kernel(name: &str, about: &'static str, limit: Duration) -> Suite {
@@ -90,12 +103,14 @@ fn kernel(name: &str, about: &'static str, limit: Duration) -> Suite {
             .into(),
         harness: SERIAL,
         kernel: true,
+        kubernetes: false,
         limit,
     }
 }
 
 fn is_named(file: &str) -> bool {
-    file == CLUSTER || KERNEL.iter().any(|&(name, ..)| name == file)
+    let mut named = KERNEL.iter().map(|&(name, ..)| name);
+    named.any(|name| name == file) || KUBERNETES.iter().any(|&(name, _)| name == file)
 }
 
 /// The test targets in tests/tests, by name.
@@ -118,7 +133,8 @@ mod tests {
     #[test]
     fn every_named_file_exists() {
         let files = test_files();
-        for (name, ..) in KERNEL {
+        let named = KERNEL.iter().map(|&(name, ..)| name);
+        for name in named.chain(KUBERNETES.iter().map(|&(name, _)| name)) {
             assert!(
                 files.iter().any(|file| file == name),
                 "tests/tests/{name}.rs"

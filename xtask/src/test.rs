@@ -19,7 +19,7 @@ use crate::{
 pub struct Args {
     /// Only these: names of suites, or lint
     names: Vec<String>,
-    /// Leave out a suite, or lint
+    /// Leave out a suite, or lint; cluster leaves out all that takes Kubernetes
     #[arg(long, value_name = "NAME")]
     skip: Vec<String>,
     /// List the suites and run nothing
@@ -41,11 +41,11 @@ pub fn main(args: &Args) -> Result<()> {
     }
     let begun = Instant::now();
     check_names(args, &all)?;
-    let chosen: Vec<_> = all.iter().filter(|suite| args.wants(&suite.name)).collect();
+    let chosen: Vec<_> = all.iter().filter(|suite| args.wants_suite(suite)).collect();
     if chosen.iter().any(|suite| suite.kernel) {
         setup::ensure_root()?;
     }
-    let clusters = chosen.iter().any(|suite| suite.name == suites::CLUSTER);
+    let clusters = chosen.iter().any(|suite| suite.kubernetes);
     setup::ensure(if clusters {
         Purpose::Cluster
     } else {
@@ -68,7 +68,7 @@ pub fn main(args: &Args) -> Result<()> {
         kubernetes = Some(Beside::start(Command::new(program).arg("build"))?);
     }
     for suite in &chosen {
-        if suite.name == suites::CLUSTER
+        if suite.kubernetes
             && let Some(build) = kubernetes.take()
         {
             run::section("build: Kubernetes, the rest");
@@ -85,6 +85,12 @@ pub fn main(args: &Args) -> Result<()> {
 }
 
 impl Args {
+    fn wants_suite(&self, suite: &Suite) -> bool {
+        let (kubernetes, _) = suites::KUBERNETES[0];
+        let without = suite.kubernetes && self.skip.iter().any(|name| name == kubernetes);
+        !without && self.wants(&suite.name)
+    }
+
     fn wants(&self, name: &str) -> bool {
         let among = |names: &[String]| names.iter().any(|n| n == name);
         (self.names.is_empty() || among(&self.names)) && !among(&self.skip)

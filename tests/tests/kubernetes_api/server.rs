@@ -27,38 +27,6 @@ pub struct Server {
     processes: Vec<Child>,
 }
 
-/// Where etcd and kube-apiserver are; `None` where they have not been built.
-pub fn programs() -> Option<PathBuf> {
-    let named = ["KUBE_BIN_DIR", "KUBEBUILDER_ASSETS"];
-    let named = named.into_iter().filter_map(env::var_os).map(PathBuf::from);
-    let complete = |directory: &PathBuf| {
-        ["etcd", "kube-apiserver"]
-            .iter()
-            .all(|name| directory.join(name).is_file())
-    };
-    named.chain(built()).find(complete)
-}
-
-/// What `cargo xtask cluster` has built, the newest first.
-fn built() -> Vec<PathBuf> {
-    let variable = |name| env::var_os(name).map(PathBuf::from);
-    let cache = variable("NATCTL_CACHE")
-        .or_else(|| Some(variable("XDG_CACHE_HOME")?.join("natctl")))
-        .or_else(|| Some(variable("HOME")?.join(".cache/natctl")));
-    let entries = cache.and_then(|cache| fs::read_dir(cache).ok());
-    let paths = entries
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path());
-    let mut found: Vec<PathBuf> = paths
-        .filter(|path| path.to_string_lossy().contains("kubernetes-"))
-        .collect();
-    found.sort();
-    found.reverse();
-    found
-}
-
 impl Server {
     /// Starts both.
     pub fn start(programs: PathBuf) -> Result<Self> {
