@@ -121,8 +121,15 @@ mod tests {
             let policy = self.policy();
             let mut command = Command::new("sh");
             command.args(["-c", script]).env("POLICY", &policy);
-            let mut command = guarded(policy.to_str().unwrap(), command);
-            command.status().unwrap().code()
+            let guarded = guarded(policy.to_str().unwrap(), command);
+            // Who runs the tests in the background has them ignore Ctrl-C, and a shell cannot undo that.
+            let mut heard = Command::new("env");
+            heard
+                .arg("--default-signal=INT")
+                .arg(guarded.get_program())
+                .args(guarded.get_args())
+                .env("POLICY", &policy);
+            heard.status().unwrap().code()
         }
 
         fn files(&self) -> usize {
