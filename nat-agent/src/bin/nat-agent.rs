@@ -54,7 +54,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_env("NAT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    // What its library says of every attempt, the watches say once.
+    let filter = EnvFilter::try_from_env("NAT_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("info,kube_client=off"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)

@@ -34,7 +34,7 @@ pub fn agent(running: bool, report: Option<&Report>) -> Agent {
         heartbeat: Some(report.heartbeat),
         version: Some(report.version.clone()),
         pid: Some(report.pid),
-        config: Some(report.config.clone()),
+        config: Some(report.config.clone()).filter(|config| !config.is_empty()),
         sweep_interval: Some(report.sweep_interval),
     }
 }

@@ -117,6 +117,20 @@ impl Known {
         was_silent
     }
 
+    /// Takes an event up; whether anything of interest is another now.
+    fn event<K, T: PartialEq>(
+        &mut self,
+        kind: Kind,
+        event: &watcher::Event<K>,
+        reduce: &impl Fn(&K) -> (String, T),
+        place: &impl Fn(&mut Self) -> (&mut Mirror<T>, &mut BTreeMap<String, T>),
+    ) -> bool {
+        // The beginning of a list says nothing yet: the server may still refuse it.
+        let heard = !matches!(event, watcher::Event::Init) && self.heard(kind);
+        let (mirror, objects) = place(self);
+        mirror.apply(reduced(event, reduce), objects) || heard
+    }
+
     /// An error came instead of an event; whether that is news.
     fn error(&mut self, kind: Kind, error: &Error) -> bool {
         if kind == Kind::Services && absent(error) {
@@ -240,31 +254,31 @@ where
 {
     let shared = shared.clone();
     tokio::spawn(async move {
-        let events = watcher(api, config);
-        pin_mut!(events);
         let mut pause = LEAST_PAUSE;
-        while let Some(event) = events.next().await {
-            let failed = event.is_err();
-            let news = match event {
-                Ok(event) => {
-                    let mut known = shared.known();
-                    // The beginning of a list says nothing yet: the server may still refuse it.
-                    let heard = !matches!(event, watcher::Event::Init) && known.heard(kind);
-                    let (mirror, objects) = place(&mut known);
-                    mirror.apply(reduced(&event, &reduce), objects) || heard
+        loop {
+            // After an error everything is listed anew: a watch that is taken up again says nothing
+            // until an object changes, and whether the server is back would not be known.
+            let events = watcher(api.clone(), config.clone());
+            pin_mut!(events);
+            while let Some(event) = events.next().await {
+                let failed = event.is_err();
+                if matches!(&event, Ok(event) if !matches!(event, watcher::Event::Init)) {
+                    pause = LEAST_PAUSE;
                 }
-                Err(error) => shared.known().error(kind, &error),
-            };
-            if news {
-                shared.wake();
+                let news = match event {
+                    Ok(event) => shared.known().event(kind, &event, &reduce, &place),
+                    Err(error) => shared.known().error(kind, &error),
+                };
+                if news {
+                    shared.wake();
+                }
+                if failed {
+                    break;
+                }
             }
-            if failed {
-                // Not all agents at the same moment, when the server comes back.
-                sleep(pause.mul_f32(rand::random_range(0.5..1.0))).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
-            } else {
-                pause = LEAST_PAUSE;
-            }
+            // Not all agents at the same moment, when the server comes back.
+            sleep(pause.mul_f32(rand::random_range(0.5..1.0))).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     })
 }
