@@ -54,7 +54,16 @@ pub const fn age(now: u32, tick: u32) -> u32 {
 
 /// Nanoseconds of the monotonic clock.
 pub fn monotonic() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
+    nanoseconds(ClockId::Monotonic)
+}
+
+/// What this thread has used of a processor so far.
+pub fn spent() -> Duration {
+    Duration::from_nanos(nanoseconds(ClockId::ThreadCPUTime))
+}
+
+fn nanoseconds(clock: ClockId) -> u64 {
+    let now = clock_gettime(clock);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
@@ -96,6 +105,14 @@ mod tests {
         assert_eq!(nearest_hz(36, 120_000_000), 300);
         assert_eq!(nearest_hz(13, 120_000_000), 100);
         assert_eq!(nearest_hz(121, 120_000_000), 1000);
+    }
+
+    #[test]
+    fn waiting_spends_nothing() {
+        let (before, began) = (spent(), monotonic());
+        std::thread::sleep(Duration::from_millis(50));
+        let waited = Duration::from_nanos(monotonic() - began);
+        assert!(spent() - before < waited / 2);
     }
 
     #[test]

@@ -20,6 +20,7 @@ use tracing::{debug, error, info, warn};
 use crate::{
     announce, apply,
     bpf::{links, log, object::Object, pins::Pins},
+    clock,
     desired::{Desired, desired},
     diff::{State, diff},
     facts::{self, Facts},
@@ -52,7 +53,7 @@ pub async fn run(source: Source, pins: &Pins) -> Result<()> {
     agent.serve().await
 }
 
-/// How long the agent pauses after a round that took so long.
+/// How long the agent pauses after a round that took so much of a processor.
 fn pause(interval: Duration, took: Duration) -> Duration {
     interval.max(took * PAUSE)
 }
@@ -144,9 +145,10 @@ impl Agent {
                 change = self.netlink.next() => self.follow(change).await,
                 told = self.teller.next() => told?,
                 () = sleep_until(next) => {
-                    let began = Instant::now();
+                    let before = clock::spent();
                     self.round().await;
-                    next = Instant::now() + pause(self.sweep_interval, began.elapsed());
+                    let took = clock::spent().saturating_sub(before);
+                    next = Instant::now() + pause(self.sweep_interval, took);
                 }
             }
         }
