@@ -166,7 +166,7 @@ fn no_packet_is_lost_while_it_restarts() -> Result<()> {
 #[test]
 fn what_was_open_before_a_restart_is_swept_after_it() -> Result<()> {
     let mut bed = Bed::start(lab::pods(1), |config| {
-        config.pool("timers: {udp: 3s}").pool("rest: 1s")
+        config.pool("timers: {udp: 10s}").pool("rest: 1s")
     })?;
     let _echo = UdpEcho::start(&bed.lab.server, ECHO)?;
     let host = bed.lab.hosts[0].clone();
@@ -174,7 +174,7 @@ fn what_was_open_before_a_restart_is_swept_after_it() -> Result<()> {
     bed.agent.kill()?;
     bed.agent.restart()?;
     ensure!(bed.agent.status()?.flows(&host.name)? == 1);
-    process::eventually(Duration::from_secs(15), "the old flow to expire", || {
+    process::eventually(Duration::from_secs(30), "the old flow to expire", || {
         let status = bed.agent.status()?;
         ensure!(status.flows(&host.name)? == 0 && status.ports(EGRESS[0], "udp", "used")? == 0);
         Ok(())
