@@ -9,7 +9,7 @@ use nat_common::{hooks::open, raw::flow_key, session, table};
 
 use crate::{
     route::Neighbours,
-    tables::{Forward, Node, Reverse},
+    tables::{ANSWERS, Node, SENT},
 };
 
 /// First step, for whichever context it is.
@@ -69,12 +69,12 @@ pub extern "C" fn withdraw() -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn seek_forward(addresses: u64, ports: u64) -> u32 {
-    table::seek(&Forward, &flow_key([addresses, ports]))
+    table::seek(&SENT, &flow_key([addresses, ports]))
 }
 
 /// Searches the reverse table: the slot's number, or `NONE`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn seek_reverse(addresses: u64, ports: u64) -> u32 {
-    table::seek(&Reverse, &flow_key([addresses, ports]))
+    table::seek(&ANSWERS, &flow_key([addresses, ports]))
 }

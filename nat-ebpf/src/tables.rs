@@ -144,13 +144,22 @@ impl Node {
     }
 }
 
-/// The forward table.
-pub struct Forward;
+/// A session table: what clients send, or what answers it.
+pub struct Flows<const ANSWERS: bool>;
 
-impl Buckets for Forward {
+/// What clients send.
+pub const SENT: Flows<false> = Flows;
+/// What answers it.
+pub const ANSWERS: Flows<true> = Flows;
+
+impl<const ANSWERS: bool> Buckets for Flows<ANSWERS> {
     #[inline(always)]
     fn bucket(&self, number: u32) -> Option<&Bucket> {
-        FORWARD.get(number)
+        if ANSWERS {
+            REVERSE.get(number)
+        } else {
+            FORWARD.get(number)
+        }
     }
 
     #[inline(always)]
@@ -166,33 +175,11 @@ impl Buckets for Forward {
     #[inline(always)]
     fn seek(&self, key: &FlowKey) -> u32 {
         let [addresses, ports] = flow_words(key);
-        steps::seek_forward(addresses, ports)
-    }
-}
-
-/// The reverse table.
-pub struct Reverse;
-
-impl Buckets for Reverse {
-    #[inline(always)]
-    fn bucket(&self, number: u32) -> Option<&Bucket> {
-        REVERSE.get(number)
-    }
-
-    #[inline(always)]
-    fn mask(&self) -> u32 {
-        settings::bucket_mask()
-    }
-
-    #[inline(always)]
-    fn seed(&self) -> u64 {
-        settings::seed()
-    }
-
-    #[inline(always)]
-    fn seek(&self, key: &FlowKey) -> u32 {
-        let [addresses, ports] = flow_words(key);
-        steps::seek_reverse(addresses, ports)
+        if ANSWERS {
+            steps::seek_reverse(addresses, ports)
+        } else {
+            steps::seek_forward(addresses, ports)
+        }
     }
 }
 
@@ -210,27 +197,27 @@ fn inserted(result: Result<(), i32>) -> Result<(), InsertError> {
 impl World for Node {
     #[inline(always)]
     fn forward(&self, key: &FlowKey) -> Option<&mut Half> {
-        table::find(&Forward, key).map(|slot| slot.half.lend())
+        table::find(&SENT, key).map(|slot| slot.half.lend())
     }
 
     #[inline(always)]
     fn reverse(&self, key: &FlowKey) -> Option<&mut Half> {
-        table::find(&Reverse, key).map(|slot| slot.half.lend())
+        table::find(&ANSWERS, key).map(|slot| slot.half.lend())
     }
 
     #[inline(always)]
     fn insert_forward(&self, key: &FlowKey, half: &Half) -> Result<(), InsertError> {
-        table::insert(&Forward, key, half)
+        table::insert(&SENT, key, half)
     }
 
     #[inline(always)]
     fn insert_reverse(&self, key: &FlowKey, half: &Half) -> Result<(), InsertError> {
-        table::insert(&Reverse, key, half)
+        table::insert(&ANSWERS, key, half)
     }
 
     #[inline(always)]
     fn remove_reverse(&self, key: &FlowKey) {
-        if let Some(slot) = table::find(&Reverse, key) {
+        if let Some(slot) = table::find(&ANSWERS, key) {
             table::remove(slot);
         }
     }
