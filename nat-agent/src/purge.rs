@@ -59,30 +59,43 @@ fn forward_key(key: &FlowKey, reverse: &Half) -> FlowKey {
     }
 }
 
-/// Ends sessions, by the keys of their halves, and frees the slots as soon as no
-/// packet can be reading them.
+/// Ends sessions, by the keys of their halves.
+fn end(tables: &Tables, sessions: &[(FlowKey, FlowKey)]) {
+    free(tables, &remove(tables, sessions));
+}
+
+/// Slots whose flows were removed, by number.
+pub struct Removed {
+    forward: Vec<u32>,
+    reverse: Vec<u32>,
+}
+
+/// Removes sessions, by the keys of their halves; their slots are to be freed.
 ///
 /// The reverse halves go first: a packet in between finds its forward half or
 /// opens the session anew, and never makes half of one.
-pub fn end(tables: &Tables, sessions: &[(FlowKey, FlowKey)]) {
+pub fn remove(tables: &Tables, sessions: &[(FlowKey, FlowKey)]) -> Removed {
     let reverse = sessions.iter().map(|(_, key)| tables.reverse.remove(key));
-    let reverse: Vec<u32> = reverse.flatten().collect();
+    let reverse = reverse.flatten().collect();
     let forward = sessions.iter().map(|(key, _)| tables.forward.remove(key));
-    let forward: Vec<u32> = forward.flatten().collect();
-    if !(reverse.is_empty() && forward.is_empty()) {
-        thread::sleep(GRACE);
-        tables.reverse.free(&reverse);
-        tables.forward.free(&forward);
+    let forward = forward.flatten().collect();
+    Removed { forward, reverse }
+}
+
+/// All slots that are to be freed, whoever removed their flows: packets that could
+/// not open a session whole, or an agent that died in a sweep, too.
+pub fn removed(tables: &Tables) -> Removed {
+    Removed {
+        forward: tables.forward.removed(),
+        reverse: tables.reverse.removed(),
     }
 }
 
-/// Frees slots that others left: packets that could not open a session whole,
-/// and an agent that died in a sweep.
-pub fn left_over(tables: &Tables) {
-    let (forward, reverse) = (tables.forward.removed(), tables.reverse.removed());
-    if !(reverse.is_empty() && forward.is_empty()) {
+/// Frees slots as soon as no packet can be reading them.
+pub fn free(tables: &Tables, removed: &Removed) {
+    if !(removed.reverse.is_empty() && removed.forward.is_empty()) {
         thread::sleep(GRACE);
-        tables.reverse.free(&reverse);
-        tables.forward.free(&forward);
+        tables.reverse.free(&removed.reverse);
+        tables.forward.free(&removed.forward);
     }
 }

@@ -130,8 +130,8 @@ fn sessions(
             usage.mark_session(key.protocol, &half);
         }
     }
-    purge::end(tables, &ending);
-    purge::left_over(tables);
+    purge::remove(tables, &ending);
+    purge::free(tables, &purge::removed(tables));
     swept.ended = ending.len() as u64;
     swept
 }
