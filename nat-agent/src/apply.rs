@@ -219,11 +219,14 @@ fn set_client(tables: &Tables, state: &State, text: &str, client: &ClientState) 
     entry
         .pages
         .set(Pages::new(client.first_page, client.entry.pages()));
-    entry.flags.set(CLIENT_ACTIVE);
+    let before = entry.flags.replace(CLIENT_ACTIVE);
     for net in &client.entry.addresses {
         tables.sources.set(&prefix_key(*net), &index)?;
     }
-    purge::misplaced(tables, client);
+    // A new client has no sessions to look for: that takes a look at all there are.
+    if before & CLIENT_ACTIVE != 0 {
+        purge::misplaced(tables, client);
+    }
     Ok(())
 }
 
