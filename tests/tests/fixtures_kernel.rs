@@ -26,12 +26,7 @@ fn kernel_and_host_agree_on_every_fixture() -> Result<()> {
             .filter_map(|row| failure(kernel, row))
             .collect::<Vec<_>>())
     })?;
-    assert!(
-        failures.is_empty(),
-        "{} rows:\n{}",
-        failures.len(),
-        failures.join("\n")
-    );
+    compare::assert_none(&failures);
     Ok(())
 }
 

@@ -25,12 +25,7 @@ fn frames_come_out_as_written() -> Result<()> {
         }
         Ok(failures)
     })?;
-    assert!(
-        failures.is_empty(),
-        "{} rows:\n{}",
-        failures.len(),
-        failures.join("\n")
-    );
+    compare::assert_none(&failures);
     Ok(())
 }
 
@@ -63,7 +58,7 @@ fn the_rows_sent_reach_every_verdict_and_reason() {
     let verdicts = sendable().0.into_iter().map(|row| row.expected.verdict);
     let (dropped, others): (Vec<_>, Vec<_>) =
         verdicts.partition(|verdict| matches!(verdict, Verdict::Drop(_)));
-    let kinds: BTreeSet<_> = others.iter().map(kind).collect();
+    let kinds: BTreeSet<_> = others.iter().map(compare::kind).collect();
     let all = [
         "Mark",
         "Neighbour",
@@ -83,10 +78,4 @@ fn the_rows_sent_reach_every_verdict_and_reason() {
         [&Reason::Unwritable],
         "memory does not run out when asked to"
     );
-}
-
-/// The verdict's name, without what stands in it.
-fn kind(verdict: &Verdict) -> String {
-    let text = format!("{verdict:?}");
-    text.split([' ', '(']).next().unwrap_or_default().to_owned()
 }

@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::Result;
 use nat_tests::fixtures::{
+    compare,
     fuzz::{case, fuzz_core, fuzz_differential},
     in_kernel::Kernel,
     on_host,
@@ -48,12 +49,7 @@ fn the_cases_reach_every_verdict() {
     let random = (1..5000).map(bytes);
     for data in corpus().chain(random) {
         let case = case(&data);
-        let verdict = format!("{:?}", on_host::run(&case).verdict);
-        let kind = verdict
-            .split([' ', '('])
-            .next()
-            .unwrap_or_default()
-            .to_owned();
+        let kind = compare::kind(&on_host::run(&case).verdict);
         *counts.entry(kind).or_insert(0) += 1;
     }
     println!("{counts:?}");

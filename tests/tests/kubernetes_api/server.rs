@@ -1,18 +1,17 @@
 //! etcd and kube-apiserver on free ports of this machine, for one test.
 
 use std::{
-    env,
-    fs::{self, File},
+    env, fs,
     net::TcpListener,
-    os::unix::process::CommandExt,
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::Command,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client, Config, config::AuthInfo};
+use nat_tests::process::{Process, shortened};
 
 const START: Duration = Duration::from_secs(90);
 /// Tokens and whose they are: the administrator, and what the agent's ServiceAccount may do.
@@ -24,7 +23,8 @@ pub struct Server {
     programs: PathBuf,
     etcd: [u16; 2],
     port: u16,
-    processes: Vec<Child>,
+    /// etcd, then the API server while it runs.
+    processes: Vec<Process>,
 }
 
 impl Server {
@@ -89,28 +89,16 @@ impl Server {
     }
 
     fn spawn(&mut self, name: &str, arguments: &[String]) -> Result<()> {
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(self.directory.join(format!("{name}.log")))?;
-        let child = Command::new(self.programs.join(name))
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .process_group(0)
-            .spawn()
-            .with_context(|| format!("start {name}"))?;
-        self.processes.push(child);
+        let mut command = Command::new(self.programs.join(name));
+        let log = self.directory.join(format!("{name}.log"));
+        let process = Process::spawn(command.args(arguments), &log)?;
+        self.processes.push(process);
         Ok(())
     }
 
     /// kill -9 of the API server.
     pub fn stop_api(&mut self) -> Result<()> {
-        let mut api = self.processes.pop().context("it does not run")?;
-        api.kill()?;
-        api.wait()?;
-        Ok(())
+        self.processes.pop().context("it does not run")?.kill()
     }
 
     /// A client with this token.
@@ -143,23 +131,19 @@ impl Server {
 
     fn ended(&mut self) -> bool {
         let mut processes = self.processes.iter_mut();
-        processes.any(|process| !matches!(process.try_wait(), Ok(None)))
+        processes.any(|process| !process.is_running())
     }
 
     fn log(&self) -> String {
-        let log = fs::read_to_string(self.directory.join("kube-apiserver.log"));
-        let log = log.unwrap_or_default();
-        let lines: Vec<&str> = log.lines().rev().take(20).collect();
-        lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+        let api = self.processes.last().map(Process::output);
+        shortened(&api.unwrap_or_default())
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        for process in self.processes.iter_mut().rev() {
-            let _ = process.kill();
-            let _ = process.wait();
-        }
+        // The API server before what it talks to, and both before what they write to.
+        while self.processes.pop().is_some() {}
         let _ = fs::remove_dir_all(&self.directory);
     }
 }
