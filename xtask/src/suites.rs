@@ -24,7 +24,8 @@ pub struct Suite {
 /// Tests on the host: name, what they are, what `cargo test` is told.
 ///
 /// The core is also tested in the debug profile, which checks for overflow. All
-/// else shares the release build with the programs under test.
+/// else shares the release build with the programs under test, and names no package:
+/// that would change dependencies' features, and have them built again.
 const HOST: &[(&str, &str, &[&str])] = &[
     (
         "core",
@@ -39,7 +40,7 @@ const HOST: &[(&str, &str, &[&str])] = &[
     (
         "plan",
         "from configurations to operations, for many random ones",
-        &["--release", "-p", "nat-agent", "--test", "plan"],
+        &["--release", "--test", "plan"],
     ),
 ];
 
@@ -98,7 +99,7 @@ fn kernel(name: &str, about: &'static str, limit: Duration) -> Suite {
     Suite {
         name: name.into(),
         about,
-        cargo: ["--release", "-p", "nat-tests", "--test", name]
+        cargo: ["--release", "--test", name]
             .map(String::from)
             .into(),
         harness: SERIAL,
