@@ -21,10 +21,26 @@ pub fn workspace() -> PathBuf {
 }
 
 /// The host's cargo: the one that runs this.
+///
+/// It does not see what cargo told xtask of itself: build scripts that read such
+/// variables (ring's does) would run anew whenever a person's own cargo comes between,
+/// and with them all that depends on them.
 pub fn cargo(subcommand: &str) -> Command {
     let mut command = Command::new(cargo_path());
     command.arg(subcommand).current_dir(workspace());
+    for (name, _) in env::vars_os() {
+        if is_xtasks_own(&name.to_string_lossy()) {
+            command.env_remove(name);
+        }
+    }
     command
+}
+
+/// Whether cargo sets the variable for the package that it runs.
+fn is_xtasks_own(variable: &str) -> bool {
+    ["CARGO_PKG_", "CARGO_MANIFEST_"]
+        .iter()
+        .any(|prefix| variable.starts_with(prefix))
 }
 
 /// Where the host's cargo is. It says so itself, unless xtask was started without it.
@@ -82,4 +98,21 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
 pub fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata("/proc/self").is_ok_and(|proc| proc.uid() == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cargo_is_not_told_of_xtask() {
+        let command = cargo("build");
+        let removed = |name: &str| {
+            command
+                .get_envs()
+                .any(|(env, value)| env == name && value.is_none())
+        };
+        assert!(removed("CARGO_PKG_NAME") && removed("CARGO_MANIFEST_DIR"));
+        assert!(!removed("PATH") && !removed("CARGO"));
+    }
 }

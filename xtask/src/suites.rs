@@ -99,9 +99,7 @@ fn kernel(name: &str, about: &'static str, limit: Duration) -> Suite {
     Suite {
         name: name.into(),
         about,
-        cargo: ["--release", "--test", name]
-            .map(String::from)
-            .into(),
+        cargo: ["--release", "--test", name].map(String::from).into(),
         harness: SERIAL,
         kernel: true,
         kubernetes: false,
