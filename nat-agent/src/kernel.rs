@@ -1,11 +1,11 @@
 //! Whether this kernel can do what is needed, said before anything is tried.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Error, Result, bail, ensure};
 
 /// tcx links that can be pinned.
 const NEEDED: (u32, u32) = (6, 6);
 
-/// Checks the kernel and the rights.
+/// Checks the kernel.
 ///
 /// # Errors
 /// What is missing, in plain words.
@@ -25,10 +25,6 @@ pub fn check() -> Result<()> {
         std::path::Path::new("/sys/kernel/btf/vmlinux").exists(),
         "this kernel has no BTF (/sys/kernel/btf/vmlinux); nat-agent needs CONFIG_DEBUG_INFO_BTF"
     );
-    ensure!(
-        may_use_bpf(),
-        "nat-agent needs root, or CAP_BPF, CAP_NET_ADMIN, CAP_NET_RAW and CAP_PERFMON"
-    );
     Ok(())
 }
 
@@ -37,20 +33,35 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-/// Whether the effective capabilities (capabilities(7)) hold what is needed.
-fn may_use_bpf() -> bool {
-    const NET_ADMIN: u32 = 12;
-    const NET_RAW: u32 = 13;
-    const PERFMON: u32 = 38;
-    const BPF: u32 = 39;
+/// Adds to the error that kept the agent from starting which rights it lacks, if any: the kernel's
+/// own words do not say.
+pub fn explain(error: Error) -> Error {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let lacking = lacking(&status);
+    if lacking.is_empty() {
+        return error;
+    }
+    error.context(format!(
+        "run as root, or with these capabilities: {}",
+        lacking.join(", ")
+    ))
+}
+
+/// What the agent needs (capabilities(7)), and its bit in a capability set.
+const CAPABILITIES: [(&str, u32); 4] = [
+    ("CAP_NET_ADMIN", 12),
+    ("CAP_NET_RAW", 13),
+    ("CAP_PERFMON", 38),
+    ("CAP_BPF", 39),
+];
+
+/// The needed capabilities that are not effective, by a process's status.
+fn lacking(status: &str) -> Vec<&'static str> {
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let Some(mask) = line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()) else {
-        return true;
-    };
-    [NET_ADMIN, NET_RAW, PERFMON, BPF]
-        .iter()
-        .all(|bit| mask & (1 << bit) != 0)
+    let set = line.and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
+    let held = |bit: u32| set.is_none_or(|set| set & (1 << bit) != 0);
+    let lacking = CAPABILITIES.iter().filter(|(_, bit)| !held(*bit));
+    lacking.map(|(name, _)| *name).collect()
 }
 
 #[cfg(test)]
@@ -63,5 +74,14 @@ mod tests {
         assert_eq!(version("6.6.0"), Some((6, 6)));
         assert_eq!(version("7.0-rc1"), Some((7, 0)));
         assert_eq!(version("unknown"), None);
+    }
+
+    #[test]
+    fn what_is_lacking_is_named() {
+        assert_eq!(lacking("CapEff:\t000001ffffffffff\n"), [""; 0]);
+        assert_eq!(lacking("CapEff:\t000000c000003000\n"), [""; 0]);
+        assert_eq!(lacking("CapEff:\t000000c000001000\n"), ["CAP_NET_RAW"]);
+        assert_eq!(lacking("CapEff:\t0\n").len(), CAPABILITIES.len());
+        assert_eq!(lacking("Name:\tnat-agent\n"), [""; 0]);
     }
 }

@@ -22,11 +22,13 @@ use crate::{
     bpf::{links, log, object::Object, pins::Pins},
     clock,
     desired::{Desired, desired},
+    detach,
     diff::{State, diff},
     facts::{self, Facts},
-    health,
+    health, kernel,
     netlink::{Change, Netlink},
     nft,
+    probe::Health,
     report::Report,
     reserve,
     snapshot::{Limits, Snapshot},
@@ -45,12 +47,24 @@ const SETTLE: Duration = Duration::from_millis(50);
 ///
 /// # Errors
 /// What keeps it from starting, with what to do.
-pub async fn run(source: Source, pins: &Pins) -> Result<()> {
-    crate::kernel::check()?;
+pub async fn run(source: Source, pins: &Pins, health: Health) -> Result<()> {
+    kernel::check()?;
+    let agent = start(source, pins, health).await;
+    let mut agent = agent.map_err(kernel::explain)?;
+    agent.serve().await?;
+    if !agent.source.is_uninstalled().await {
+        info!("stopping; the data plane stays (`nat-agent detach` removes it)");
+        return Ok(());
+    }
+    info!("uninstalled: everything is removed from this node");
+    drop(agent);
+    detach::detach(pins).map(drop)
+}
+
+async fn start(source: Source, pins: &Pins, health: Health) -> Result<Agent> {
     pins.prepare()?;
     let lock = pins.lock()?;
-    let mut agent = Agent::start(source, pins, lock).await?;
-    agent.serve().await
+    Agent::start(source, pins, lock, health).await
 }
 
 /// How long the agent pauses after a round that took so much of a processor.
@@ -81,12 +95,17 @@ struct Agent {
     refused: Option<String>,
     /// What the last round could not do.
     waiting: Vec<String>,
+    /// Why what is wanted could not be applied.
+    failed: Option<String>,
     /// Addresses that neighbours have been told of.
     announced: BTreeSet<(u32, Ipv4Addr)>,
+    /// How long it is until the next round.
+    pause: Duration,
+    health: Health,
 }
 
 impl Agent {
-    async fn start(source: Source, pins: &Pins, lock: OwnedFd) -> Result<Self> {
+    async fn start(source: Source, pins: &Pins, lock: OwnedFd, health: Health) -> Result<Self> {
         let settings = source.settings().clone();
         let netlink = Netlink::connect(source.follows_node())?;
         let facts = netlink.facts().await?;
@@ -115,7 +134,10 @@ impl Agent {
             report,
             refused: None,
             waiting: Vec::new(),
+            failed: None,
             announced: BTreeSet::new(),
+            pause: settings.sweep_interval,
+            health,
         };
         nft::install(1 << agent.mark_bit)?;
         agent.ask();
@@ -148,11 +170,13 @@ impl Agent {
                     let before = clock::spent();
                     self.round().await;
                     let took = clock::spent().saturating_sub(before);
-                    next = Instant::now() + pause(self.sweep_interval, took);
+                    self.pause = pause(self.sweep_interval, took);
+                    self.tell_probes();
+                    next = Instant::now() + self.pause;
                 }
             }
         }
-        info!("stopping; the data plane stays (`nat-agent detach` removes it)");
+        self.health.turn(self.pause, Some("stopping".to_owned()));
         Ok(())
     }
 
@@ -257,9 +281,11 @@ impl Agent {
     }
 
     fn try_reconcile(&mut self) {
-        if let Err(problem) = self.reconcile() {
-            warn!("apply: {problem:#}");
-            self.waiting.push(format!("{problem:#}"));
+        let failed = self.reconcile().err();
+        self.failed = failed.map(|problem| format!("{problem:#}"));
+        if let Some(problem) = &self.failed {
+            warn!("apply: {problem}");
+            self.waiting.push(problem.clone());
         }
     }
 
@@ -399,6 +425,16 @@ impl Agent {
         if let Err(problem) = self.report.write(&self.object.tables.report) {
             warn!("write the report: {problem}");
         }
+        self.tell_probes();
+    }
+
+    /// Ready is who serves its node as the source wants it. A tenant's mistake is no reason not to be.
+    fn tell_probes(&self) {
+        let unready = match &self.snapshot {
+            Some(_) => self.failed.clone(),
+            None => Some(self.refused.clone().unwrap_or_default()),
+        };
+        self.health.turn(self.pause, unready);
     }
 }
 

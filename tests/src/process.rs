@@ -327,13 +327,19 @@ pub enum Port {
 
 /// Whether somebody listens on `port` in `namespace`.
 pub fn is_open(namespace: &Netns, port: Port) -> Result<bool> {
-    let (file, number, listening) = match port {
-        Port::Tcp(number) => ("/proc/thread-self/net/tcp", number, "0A"),
-        Port::Udp(number) => ("/proc/thread-self/net/udp", number, "07"),
+    let (protocol, number, listening) = match port {
+        Port::Tcp(number) => ("tcp", number, "0A"),
+        Port::Udp(number) => ("udp", number, "07"),
     };
-    let table = namespace.enter(|| fs::read_to_string(file))??;
+    // A socket of IPv6 takes IPv4, too, unless it is told not to.
+    let tables = namespace.enter(|| {
+        ["", "6"].map(|family| {
+            fs::read_to_string(format!("/proc/thread-self/net/{protocol}{family}"))
+                .unwrap_or_default()
+        })
+    })?;
     let wanted = format!(":{number:04X}");
-    Ok(table.lines().any(|line| {
+    Ok(tables.iter().flat_map(|table| table.lines()).any(|line| {
         let mut fields = line.split_whitespace().skip(1);
         let local = fields
             .next()

@@ -48,12 +48,12 @@ pub struct BenchArgs {
 
 /// Run a real Kubernetes cluster on this machine, each node in namespaces of its own
 ///
-/// `cargo xtask cluster help` lists what it does: up, down, kubectl, node, load, build.
+/// `cargo xtask cluster help` lists what it does: up, demo, down, kubectl, node, load, build.
 /// Needs root; the first `up` builds Kubernetes, which takes minutes.
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
 pub struct ClusterArgs {
-    /// up, down, kubectl, node, load or build, and what they are told
+    /// up, demo, down, kubectl, node, load or build, and what they are told
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
 }
@@ -95,6 +95,13 @@ pub fn cluster(args: &ClusterArgs) -> Result<()> {
         Some("up") => {
             setup::ensure_root()?;
             setup::ensure(Purpose::Cluster)?;
+        }
+        Some("demo") => {
+            setup::ensure_root()?;
+            setup::ensure(Purpose::Cluster)?;
+            let built = build::everything(true)?;
+            eprintln!();
+            return become_it(program(&built, "nat-cluster").args(&args.arguments));
         }
         Some("build") => setup::ensure(Purpose::Cluster)?,
         _ => {}

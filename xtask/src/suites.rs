@@ -52,6 +52,11 @@ pub const KUBERNETES: &[(&str, &str)] = &[
         "kubernetes_api",
         "the agent's Kubernetes source and a real API server",
     ),
+    ("kubernetes", "the agent on a real cluster, from deploy/"),
+    (
+        "outage",
+        "the agent without its API server, and without power",
+    ),
 ];
 
 /// Files of tests/tests, first to last, with what they are and their limit in

@@ -2,6 +2,7 @@
 
 use std::{
     io::IsTerminal,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -10,11 +11,13 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use nat_agent::{
     bpf::pins::{DEFAULT, Pins},
-    config, nft, run,
+    config, detach, nft,
+    probe::{self, Health},
+    run,
     source::{
         Source,
         file::File,
-        kubernetes::{Kubernetes, pool},
+        kubernetes::{Kubernetes, home, pool},
     },
 };
 use tracing_subscriber::EnvFilter;
@@ -32,6 +35,12 @@ struct Arguments {
     /// The name of this node in Kubernetes.
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     node: Option<String>,
+    /// Remove everything from the node at the end if this DaemonSet, the agent's own, has been deleted.
+    #[arg(long, value_name = "NAMESPACE/NAME", requires = "kubernetes")]
+    daemon_set: Option<home::Name>,
+    /// Answer probes here: /livez and /readyz.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    health: Option<SocketAddr>,
     /// Directory on a BPF file system for maps and links: one for each agent.
     #[arg(long, value_name = "DIR", default_value = DEFAULT, global = true)]
     bpffs: PathBuf,
@@ -73,9 +82,9 @@ fn main() -> ExitCode {
 }
 
 fn act(arguments: Arguments) -> Result<ExitCode> {
-    let pins = Pins::new(arguments.bpffs);
-    match arguments.command {
-        Some(Command::Check { config }) => Ok(check(&config)),
+    let pins = Pins::new(&arguments.bpffs);
+    match &arguments.command {
+        Some(Command::Check { config }) => Ok(check(config)),
         Some(Command::Crds) => {
             print!("{}", pool::crds());
             Ok(ExitCode::SUCCESS)
@@ -86,24 +95,35 @@ fn act(arguments: Arguments) -> Result<ExitCode> {
                 .enable_all()
                 .build()
                 .context("start the runtime")?;
-            let node = arguments.node.filter(|_| arguments.kubernetes);
             runtime
-                .block_on(agent(node.as_deref(), arguments.config.as_deref(), &pins))
+                .block_on(agent(&arguments, &pins))
                 .map(|()| ExitCode::SUCCESS)
         }
     }
 }
 
-async fn agent(node: Option<&str>, file: Option<&Path>, pins: &Pins) -> Result<()> {
-    let source = match (node, file) {
-        (Some(node), file) => Source::Kubernetes(Box::new(Kubernetes::connect(node, file).await?)),
+async fn agent(arguments: &Arguments, pins: &Pins) -> Result<()> {
+    let health = Health::default();
+    let _probes = match arguments.health {
+        Some(address) => Some(probe::serve(address, health.clone()).await?),
+        None => None,
+    };
+    run::run(source(arguments).await?, pins, health).await
+}
+
+async fn source(arguments: &Arguments) -> Result<Source> {
+    let node = arguments.node.as_deref().filter(|_| arguments.kubernetes);
+    Ok(match (node, arguments.config.as_deref()) {
+        (Some(node), file) => {
+            let home = arguments.daemon_set.as_ref();
+            Source::Kubernetes(Box::new(Kubernetes::connect(node, file, home).await?))
+        }
         (None, Some(file)) => Source::File(Box::new(File::open(file)?)),
         (None, None) => anyhow::bail!(
             "--config FILE is missing, or --kubernetes; docs/configuration.md and \
              docs/kubernetes.md describe both"
         ),
-    };
-    run::run(source, pins).await
+    })
 }
 
 fn check(file: &Path) -> ExitCode {
@@ -127,19 +147,14 @@ fn check(file: &Path) -> ExitCode {
 }
 
 fn detach(pins: &Pins) -> Result<()> {
-    if !pins.directory().exists() {
-        nft::remove()?;
-        println!("nothing is pinned at {}", pins.directory().display());
-        return Ok(());
+    let directory = pins.directory().display();
+    if detach::detach(pins)? {
+        println!(
+            "removed: programs, maps and sessions at {directory}, nft table ip {}",
+            nft::TABLE
+        );
+    } else {
+        println!("nothing is pinned at {directory}");
     }
-    let lock = pins.lock()?;
-    pins.remove()?;
-    drop(lock);
-    nft::remove()?;
-    println!(
-        "removed: programs, maps and sessions at {}, nft table ip {}",
-        pins.directory().display(),
-        nft::TABLE
-    );
     Ok(())
 }

@@ -90,6 +90,14 @@ impl Source {
         }
     }
 
+    /// Whether everything is to be taken off the node when the agent ends.
+    pub async fn is_uninstalled(&self) -> bool {
+        match self {
+            Self::File(_) => false,
+            Self::Kubernetes(kubernetes) => kubernetes.is_uninstalled().await,
+        }
+    }
+
     /// What stands in the way on the source's side, in plain words.
     pub fn problems(&self) -> Vec<String> {
         match self {

@@ -70,15 +70,32 @@ struct Common {
     output: Output,
 }
 
+/// How an answer is written.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
-enum Output {
+pub enum Output {
+    /// For a person.
     #[default]
     Text,
+    /// For a program.
     Json,
 }
 
+impl Output {
+    /// As an argument of natctl.
+    pub fn word(self) -> String {
+        format!("--output={}", value(self))
+    }
+}
+
+/// How clap writes a value.
+fn value(value: impl ValueEnum) -> String {
+    let possible = value.to_possible_value();
+    possible.map_or_else(String::new, |possible| possible.get_name().to_owned())
+}
+
+/// Which sessions are asked for.
 #[derive(Debug, Args)]
-struct Wanted {
+pub struct Wanted {
     /// Only sessions whose inside, egress or remote address is this one, or in this network
     #[arg(long, value_name = "ADDRESS", value_parser = filter::network)]
     address: Option<Ipv4Net>,
@@ -94,6 +111,21 @@ struct Wanted {
     /// Show at most so many
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
+}
+
+impl Wanted {
+    /// As arguments of natctl.
+    pub fn words(&self) -> Vec<String> {
+        let words = [
+            self.address.map(|address| format!("--address={address}")),
+            self.port.map(|port| format!("--port={port}")),
+            self.client.as_ref().map(|name| format!("--client={name}")),
+            self.protocol
+                .map(|protocol| format!("--protocol={}", value(protocol))),
+            self.limit.map(|limit| format!("--limit={limit}")),
+        ];
+        words.into_iter().flatten().collect()
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -13,6 +13,7 @@
 //! | [`text`] | the same for a person |
 //! | [`flows`] | `natctl flows`: the sessions |
 //! | [`pinned`] | opens the maps, or says in plain words why it cannot |
+//! | [`plugin`] | `kubectl nat`: natctl on a pod's node |
 //! | [`table`], [`units`] | columns; durations, bytes and times |
 
 pub mod command;
@@ -22,6 +23,7 @@ pub mod flows;
 pub mod health;
 pub mod model;
 pub mod pinned;
+pub mod plugin;
 pub mod read;
 pub mod table;
 pub mod tally;

@@ -14,6 +14,8 @@ pub const ROUTER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 /// The length of the outside network.
 pub const OUTSIDE_LENGTH: u8 = 24;
+/// Addresses for pods to leave from: the router asks by ARP on the nodes' link who has them.
+pub const EGRESS: &str = "203.0.113.0/24";
 /// All Services.
 pub const SERVICES: &str = "10.96.0.0/16";
 /// The Service of the API server: the first address of all.

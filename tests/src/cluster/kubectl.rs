@@ -10,7 +10,7 @@ use super::place::Place;
 use super::record::Record;
 use crate::process;
 
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(200);
 
 /// kubectl, to be told what to do.
 pub fn command(place: &Place) -> Result<Command> {

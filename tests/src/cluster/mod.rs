@@ -175,6 +175,16 @@ impl Cluster {
         })
     }
 
+    /// Ends the API server and all else of the control plane. The nodes go on.
+    pub fn stop_control_plane(&self) -> Result<()> {
+        machine::kill(&self.place, Machine::Control)
+    }
+
+    /// Starts the control plane again, with all that it knew, and waits until the API server answers.
+    pub fn start_control_plane(&self) -> Result<()> {
+        control_plane::start(&self.place)
+    }
+
     /// The namespace of the server on the outside link: a place for servers, and for a sniffer at [`DEVICE`].
     pub fn outside(&self) -> Netns {
         network::outside(&self.place)

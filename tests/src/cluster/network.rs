@@ -9,7 +9,7 @@
 use anyhow::{Result, ensure};
 
 use super::address::{
-    self, CONTROL, CONTROL_ETHERNET, NODES_LENGTH, OUTSIDE, OUTSIDE_LENGTH, ROUTER,
+    self, CONTROL, CONTROL_ETHERNET, EGRESS, NODES_LENGTH, OUTSIDE, OUTSIDE_LENGTH, ROUTER,
 };
 use super::place::{Machine, Place};
 use crate::netns::{self, Netns};
@@ -30,6 +30,7 @@ pub fn lay_out(place: &Place) -> Result<()> {
         "link add {BRIDGE} address {CONTROL_ETHERNET} type bridge\n\
          address add {CONTROL}/{NODES_LENGTH} dev {BRIDGE}\n\
          link set {BRIDGE} up\n\
+         route add {EGRESS} dev {BRIDGE}\n\
          link add {OUTSIDE_NAME} type veth peer name {DEVICE} netns {}\n\
          address add {ROUTER}/{OUTSIDE_LENGTH} dev {OUTSIDE_NAME}\n\
          link set {OUTSIDE_NAME} up",

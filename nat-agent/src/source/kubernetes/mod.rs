@@ -14,11 +14,13 @@
 //! trouble     the words for people
 //! condition   the pools' conditions
 //! writer      writes claims, conditions and Events
+//! home        the agent's own DaemonSet: whether it is being uninstalled
 //! ```
 
 pub mod annotation;
 pub mod claims;
 pub mod condition;
+pub mod home;
 pub mod judge;
 pub mod link;
 pub mod object;
@@ -54,6 +56,7 @@ use crate::{
 };
 use claims::{Claims, Observer};
 use condition::Written;
+use home::Home;
 use judge::Accepted;
 use resolve::{Input, Memory, Resolved};
 use trouble::{Trouble, Weight};
@@ -84,23 +87,32 @@ pub struct Kubernetes {
     told: BTreeMap<String, Trouble>,
     resolved: Resolved,
     writer: Writer,
+    home: Option<Home>,
     _watches: Watches,
 }
 
 impl Kubernetes {
-    /// Reads the node's file, if there is one, and begins to follow the API server. Call within a
-    /// tokio runtime.
+    /// Reads the node's file, if there is one, and begins to follow the API server, and `home`, the
+    /// agent's own DaemonSet. Call within a tokio runtime.
     ///
     /// # Errors
     /// The file is refused, or nothing says where the API server is.
-    pub async fn connect(node: &str, file: Option<&Path>) -> Result<Self> {
+    pub async fn connect(
+        node: &str,
+        file: Option<&Path>,
+        home: Option<&home::Name>,
+    ) -> Result<Self> {
         let settings = settings(file)?;
         let mut config = Config::infer().await.context(
             "find the API server: run in a pod with a ServiceAccount, or set KUBECONFIG",
         )?;
         config.read_timeout = Some(SILENCE);
         let client = Client::try_from(config).context("connect to the API server")?;
-        Ok(Self::with(node, file, settings, client))
+        let home = home.map(|home| Home::follow(&client, home));
+        Ok(Self {
+            home,
+            ..Self::with(node, file, settings, client)
+        })
     }
 
     /// Follows this API server. Call within a tokio runtime.
@@ -121,6 +133,7 @@ impl Kubernetes {
             _watches: watch::start(&client, node, &shared),
             writer: Writer::start(client, node, shared.clone()),
             shared,
+            home: None,
         }
     }
 
@@ -134,6 +147,14 @@ impl Kubernetes {
 
     pub(super) fn sought(&self) -> &[(u32, Ipv4Addr)] {
         &self.resolved.sought
+    }
+
+    /// Whether natctl is being uninstalled.
+    pub async fn is_uninstalled(&self) -> bool {
+        match &self.home {
+            Some(home) => home.is_deleted().await,
+            None => false,
+        }
     }
 
     /// Waits until something may be another. Safe to cancel.

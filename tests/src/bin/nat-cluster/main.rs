@@ -1,5 +1,7 @@
 //! `cargo xtask cluster`: a real Kubernetes cluster on this machine.
 
+mod demo;
+
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -32,6 +34,12 @@ enum Task {
         /// How pods are connected to their node
         #[arg(long, value_enum, default_value_t)]
         cni: Cni,
+    },
+    /// Show natctl on a cluster of two nodes: installed, two annotated pods, what the outside sees, removed again
+    Demo {
+        /// Leave the cluster up to explore, and say how
+        #[arg(long)]
+        keep: bool,
     },
     /// Remove the cluster, whole or not
     Down,
@@ -105,6 +113,7 @@ fn run(task: Task) -> Result<()> {
     );
     match task {
         Task::Up { nodes, cni } => up(nodes, cni),
+        Task::Demo { keep } => demo::run(keep),
         Task::Down => down(),
         Task::Kubectl { arguments } => {
             become_it(Cluster::open(NAME)?.kubectl_command()?.args(arguments))
@@ -134,6 +143,12 @@ fn up(nodes: u8, cni: Cni) -> Result<()> {
         cni,
     };
     Cluster::up(&options)?.keep();
+    explain();
+    Ok(())
+}
+
+/// How to look around.
+fn explain() {
     println!("The cluster is up:");
     println!("     kubectl             cargo xtask cluster kubectl get nodes");
     println!("     in a node           cargo xtask cluster node exec 1 bash");
@@ -142,7 +157,6 @@ fn up(nodes: u8, cni: Cni) -> Result<()> {
         cluster::OUTSIDE
     );
     println!("To remove it:            cargo xtask cluster down");
-    Ok(())
 }
 
 fn down() -> Result<()> {

@@ -1,0 +1,364 @@
+//! The agent on a real cluster, installed from deploy/ and from nothing else.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use nat_tests::agent;
+use nat_tests::cluster::{self, Cluster, Node, OUTSIDE, Options};
+use nat_tests::deploy::{self, EXAMPLE, NAMESPACE};
+use nat_tests::pod::{PATIENCE, Pod, Servers, TCP};
+use nat_tests::process::{self, Port, Process, eventually};
+use nat_tests::sniffer::Sniffer;
+
+/// The first of the ports that transfers go to.
+const TRANSFER: u16 = 5201;
+/// Of deploy/example/pool.yaml.
+const OFFICE: [Ipv4Addr; 2] = [
+    Ipv4Addr::new(203, 0, 113, 10),
+    Ipv4Addr::new(203, 0, 113, 11),
+];
+/// Of [`POOL`].
+const FIRST: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 20);
+const SECOND: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 21);
+const POOL: &str = "
+apiVersion: natctl.io/v1alpha1
+kind: EgressPool
+metadata: {name: more}
+spec:
+  addresses: [203.0.113.20, 203.0.113.21]
+  # Until its ports have rested an address stays on its node.
+  rest: 1s
+  allowedNamespaces: {matchLabels: {egress: office}}
+";
+/// What containers get of BPF, NET_ADMIN, NET_RAW and PERFMON: capabilities(7).
+const CAPABILITIES: u64 = 1 << 39 | 1 << 12 | 1 << 13 | 1 << 38;
+
+/// A container of the agent: its process in its node.
+fn agent_process(node: &Node<'_>) -> Result<String> {
+    Ok(node.exec("pgrep -x nat-agent")?.trim().to_string())
+}
+
+/// Each example's address is one of the pool, and no two nodes have the same one.
+fn the_example(pods: &[Pod<'_>]) -> Result<()> {
+    let mut addresses = BTreeSet::new();
+    for pod in pods {
+        let address = eventually(PATIENCE, &pod.name, || pod.seen())?;
+        ensure!(OFFICE.contains(&address), "{address}");
+        ensure!(pod.seen_by_udp()? == address);
+        addresses.insert(address);
+    }
+    ensure!(addresses.len() == pods.len(), "{addresses:?}");
+    Ok(())
+}
+
+/// The agent has four capabilities, can get no others, and is under seccomp's filter.
+fn without_privilege(node: &Node<'_>) -> Result<()> {
+    let pid = agent_process(node)?;
+    let status = node.exec(&format!("cat /proc/{pid}/status"))?;
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.map(|value| value.trim_start_matches(':').trim())
+            .with_context(|| format!("no {name}"))
+    };
+    for set in ["CapPrm", "CapEff", "CapBnd"] {
+        let found = u64::from_str_radix(field(set)?, 16)?;
+        ensure!(found == CAPABILITIES, "{set} is {found:#x}");
+    }
+    ensure!(field("NoNewPrivs")? == "1" && field("Seccomp")? == "2");
+    let mounts = node.exec(&format!("cat /proc/{pid}/mounts"))?;
+    let root = mounts.lines().find(|line| line.contains(" / "));
+    let options = root.and_then(|root| root.split_whitespace().nth(3));
+    ensure!(options.context("no root")?.starts_with("ro"));
+    Ok(())
+}
+
+/// A live pod's annotation is removed, added and changed.
+fn annotations_change(cluster: &Cluster) -> Result<()> {
+    let pod = Pod::create(&cluster.node(1)?, cluster, "changes", "none")?;
+    let own = pod.address()?;
+    ensure!(pod.seen()? == own && pod.seen_by_udp()? == own);
+    pod.annotate(&format!("={FIRST}"))?;
+    pod.wait_seen_as(FIRST)?;
+    pod.annotate(&format!("={SECOND}"))?;
+    pod.wait_seen_as(SECOND)?;
+    pod.annotate("-")?;
+    pod.wait_seen_as(own)?;
+    pod.delete()
+}
+
+/// An address that another node uses blocks the pod, which is told so, until the other node is done with it.
+fn another_nodes_address(cluster: &Cluster, sniffer: &Sniffer) -> Result<()> {
+    let holder = Pod::create(&cluster.node(2)?, cluster, "holder", "203.0.113.20")?;
+    eventually(PATIENCE, "the claim", || {
+        let claims = cluster.kubectl("get egresspool more -o jsonpath={.status.slices}")?;
+        ensure!(
+            claims.contains("203.0.113.20") && claims.contains("n2"),
+            "{claims}"
+        );
+        Ok(())
+    })?;
+    let waiting = Pod::create(&cluster.node(1)?, cluster, "waiting", "203.0.113.20")?;
+    let told = waiting.wait_told("AddressInUse")?;
+    ensure!(
+        told.starts_with("Warning:203.0.113.20 is in use on node n2"),
+        "{told}"
+    );
+    ensure!(waiting.seen().is_err(), "it was served on two nodes");
+    let own = waiting.address()?;
+    ensure!(sniffer.total(|flow| flow.source == own).frames == 0);
+    holder.delete()?;
+    waiting.wait_seen_as(FIRST)?;
+    waiting.wait_told("EgressReady")?;
+    waiting.delete()
+}
+
+/// A namespace that the pool does not allow gets nothing, and is told what to do.
+fn a_foreign_namespace(cluster: &Cluster, sniffer: &Sniffer) -> Result<()> {
+    let pod = Pod::create_in("default", &cluster.node(1)?, cluster, "foreign", "office")?;
+    let told = pod.wait_told("NamespaceNotAllowed")?;
+    ensure!(
+        told.starts_with("Warning:") && told.contains("label the namespace"),
+        "{told}"
+    );
+    ensure!(pod.seen().is_err());
+    let own = pod.address()?;
+    ensure!(sniffer.total(|flow| flow.source == own).frames == 0);
+    // A tenant's mistake is no reason to hold an upgrade up.
+    deploy::wait(cluster)?;
+    pod.delete()
+}
+
+/// `kubectl nat` asks the agent of a pod's node, or all.
+fn kubectl_finds_the_agent(cluster: &Cluster, pods: &[Pod<'_>]) -> Result<()> {
+    let directory = std::env::temp_dir().join(format!("natkube-{}-bin", std::process::id()));
+    fs::create_dir_all(&directory)?;
+    symlink(agent::natctl(), directory.join("kubectl-nat"))?;
+    let ask = |line: &str| {
+        let mut command = cluster.kubectl_command()?;
+        let programs = Path::new(command.get_program()).parent();
+        let programs = programs.context("kubectl's directory")?.to_owned();
+        let path = std::env::join_paths([&directory, &programs])?;
+        command.env("PATH", path).arg("nat");
+        process::run(command.args(line.split_whitespace()), PATIENCE)?.success()
+    };
+    let status = ask("status")?;
+    ensure!(
+        status.contains("NODE n1") && status.contains("NODE n2"),
+        "{status}"
+    );
+    for pod in pods {
+        let egress = pod.seen()?.to_string();
+        let client = format!("{EXAMPLE}/{}", pod.name);
+        let flows = ask(&format!("flows {} -n {EXAMPLE}", pod.name))?;
+        ensure!(
+            flows.contains(&client) && flows.contains(&egress),
+            "{flows}"
+        );
+        let node = ask(&format!("-n {EXAMPLE} status {} -o json", pod.name))?;
+        ensure!(node.contains(&client), "{node}");
+    }
+    fs::remove_dir_all(directory)?;
+    Ok(())
+}
+
+/// What a policy engine installs for a pod, and a masquerade rule as kindnet and flannel have it.
+fn policy(pod: Ipv4Addr, friend: Ipv4Addr) -> String {
+    let port = TCP.port();
+    format!(
+        "table ip policies {{
+           chain forward {{
+             type filter hook forward priority 0; policy accept
+             ct state established,related accept
+             ct state invalid drop
+             ip saddr {pod} jump egress
+             ip daddr {pod} jump ingress
+           }}
+           chain egress {{
+             ct state new ip daddr {OUTSIDE} tcp dport {port} accept
+             counter drop
+           }}
+           chain ingress {{
+             ip saddr {friend} accept
+             counter drop
+           }}
+           chain postrouting {{
+             type nat hook postrouting priority srcnat
+             ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 ip daddr != 10.77.0.0/24 masquerade
+           }}
+         }}\n"
+    )
+}
+
+/// An annotation is no way around a NetworkPolicy, and a masquerade is none around an annotation.
+fn policies_stay_in_force(cluster: &Cluster, pods: &[Pod<'_>]) -> Result<()> {
+    let [pod, friend] = pods else {
+        bail!("two pods")
+    };
+    let (node, own) = (cluster.node(1)?, pod.address()?);
+    let plain = Pod::create(&node, cluster, "plain", "none")?;
+    node.netns().nft(&policy(own, friend.address()?))?;
+    plain.wait_seen_as(node.address())?;
+    ensure!(OFFICE.contains(&pod.seen()?), "what is allowed");
+    ensure!(pod.seen_by_udp().is_err(), "egress was not denied");
+    let _server = pod.listen(8080)?;
+    ensure!(friend.reaches(own, 8080)?, "what is allowed in");
+    ensure!(!plain.reaches(own, 8080)?, "ingress was not denied");
+    let dropped = node.exec("nft list table ip policies")?;
+    let counters = dropped
+        .lines()
+        .filter(|line| line.contains("counter packets"));
+    ensure!(
+        counters.clone().count() == 2 && counters.clone().all(|line| !line.contains("packets 0 ")),
+        "{dropped}"
+    );
+    node.netns().nft("delete table ip policies")?;
+    plain.delete()
+}
+
+/// The agents are killed, deleted and upgraded, and no connection notices, nor does a single ping.
+fn agents_come_and_go(cluster: &Cluster, pods: &[Pod<'_>]) -> Result<()> {
+    let _servers = transfer_servers(cluster, pods)?;
+    let mut transfers = Vec::new();
+    for (pod, port) in pods.iter().zip(TRANSFER..) {
+        transfers.push(pod.transfer(port)?);
+    }
+    let pings = pods.iter().map(Pod::ping).collect::<Result<Vec<_>>>()?;
+    let node = cluster.node(1)?;
+    let first = agent_process(&node)?;
+    node.exec(&format!("kill -9 {first}"))?;
+    eventually(PATIENCE, "another agent", || {
+        ensure!(agent_process(&node)? != first);
+        Ok(())
+    })?;
+    let name = deploy::agent_on(cluster, &cluster.node(2)?)?;
+    cluster.kubectl(&format!("-n {NAMESPACE} delete pod {name}"))?;
+    deploy::wait(cluster)?;
+    deploy::upgrade(cluster)?;
+    for (transfer, ping) in transfers.iter_mut().zip(pings) {
+        // It would have ended with the first of its connections.
+        ensure!(transfer.is_running(), "{}", transfer.output());
+        ping.finish()?;
+    }
+    Ok(())
+}
+
+/// iperf3 outside, for each pod at a port of its own.
+fn transfer_servers(cluster: &Cluster, pods: &[Pod<'_>]) -> Result<Vec<Process>> {
+    let outside = cluster.outside();
+    let servers = pods.iter().zip(TRANSFER..).map(|(_, port)| {
+        let mut command = outside.command("iperf3");
+        command.args(["-s", "-p", &port.to_string()]);
+        let log = std::env::temp_dir().join(format!("natkube-{}-s{port}", std::process::id()));
+        let mut server = Process::spawn(&mut command, &log)?;
+        server.wait_listening(&outside, Port::Tcp(port), PATIENCE)?;
+        Ok(server)
+    });
+    servers.collect()
+}
+
+/// Without any one of its capabilities an agent does not start, and says which one it lacks.
+fn each_capability_is_needed(cluster: &Cluster) -> Result<()> {
+    let path = "/spec/template/spec/containers/0/securityContext/capabilities/add";
+    let all = ["BPF", "NET_ADMIN", "NET_RAW", "PERFMON"];
+    let give = |capabilities: &[&str]| {
+        let value = format!("[\"{}\"]", capabilities.join("\",\""));
+        cluster.kubectl(&format!(
+            "-n {NAMESPACE} patch daemonset nat-agent --type=json \
+             -p [{{\"op\":\"replace\",\"path\":\"{path}\",\"value\":{value}}}]"
+        ))
+    };
+    for lacking in all {
+        let others: Vec<&str> = all.into_iter().filter(|name| *name != lacking).collect();
+        give(&others)?;
+        eventually(PATIENCE, lacking, || {
+            let logs = cluster.kubectl(&format!(
+                "-n {NAMESPACE} logs -l app.kubernetes.io/name=nat-agent --tail=5"
+            ))?;
+            let words = format!("with these capabilities: CAP_{lacking}:");
+            ensure!(logs.contains(&words), "{logs}");
+            Ok(())
+        })?;
+    }
+    give(&all)?;
+    deploy::wait(cluster)
+}
+
+/// `kubectl delete -k` leaves nothing on the nodes, and whoever has no annotation does not notice.
+fn uninstalled(cluster: &Cluster, plain: &Pod<'_>, pods: &[Pod<'_>]) -> Result<()> {
+    let ping = plain.ping()?;
+    deploy::uninstall(cluster)?;
+    for (node, pod) in cluster.nodes().zip(pods) {
+        ensure!(agent_process(&node).is_err(), "an agent still runs");
+        let left = node.exec("ls /sys/fs/bpf")?;
+        ensure!(left.trim().is_empty(), "pins: {left}");
+        let tables = node.exec("nft list tables")?;
+        ensure!(!tables.contains("natctl"), "{tables}");
+        pod.wait_seen_as(pod.address()?)?;
+    }
+    ping.finish()
+}
+
+fn two_nodes() -> Result<Cluster> {
+    let cluster = Cluster::up(&Options {
+        nodes: 2,
+        ..Options::default()
+    })?;
+    deploy::install(&cluster)?;
+    deploy::apply_example(&cluster)?;
+    cluster.apply(POOL)?;
+    Ok(cluster)
+}
+
+/// Fails if a pod of the example was seen outside as itself.
+fn no_leak(sniffer: &Sniffer, pods: &[Pod<'_>]) -> Result<()> {
+    for pod in pods {
+        let own = pod.address()?;
+        let foreign = sniffer.flows(|flow| flow.source == own);
+        ensure!(
+            foreign.is_empty(),
+            "{} left as itself: {foreign:?}",
+            pod.name
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn pods_get_what_they_ask_for() -> Result<()> {
+    let cluster = two_nodes()?;
+    let _servers = Servers::start(&cluster)?;
+    let sniffer = Sniffer::count(&cluster.outside(), cluster::DEVICE)?;
+    let pods = Pod::examples(&cluster)?;
+    the_example(&pods)?;
+    kubectl_finds_the_agent(&cluster, &pods)?;
+    annotations_change(&cluster)?;
+    another_nodes_address(&cluster, &sniffer)?;
+    a_foreign_namespace(&cluster, &sniffer)?;
+    policies_stay_in_force(&cluster, &pods)?;
+    no_leak(&sniffer, &pods)?;
+    sniffer.finish()?;
+    cluster.down()
+}
+
+#[test]
+fn agents_are_installed_replaced_and_removed() -> Result<()> {
+    let cluster = two_nodes()?;
+    let _servers = Servers::start(&cluster)?;
+    let sniffer = Sniffer::count(&cluster.outside(), cluster::DEVICE)?;
+    let pods = Pod::examples(&cluster)?;
+    the_example(&pods)?;
+    cluster
+        .nodes()
+        .try_for_each(|node| without_privilege(&node))?;
+    agents_come_and_go(&cluster, &pods)?;
+    each_capability_is_needed(&cluster)?;
+    no_leak(&sniffer, &pods)?;
+    let plain = Pod::create(&cluster.node(1)?, &cluster, "plain", "none")?;
+    uninstalled(&cluster, &plain, &pods)?;
+    sniffer.finish()?;
+    cluster.down()
+}
