@@ -9,6 +9,7 @@ pub mod announce;
 pub mod apply;
 pub mod bpf;
 pub mod clock;
+pub mod cni;
 pub mod config;
 pub mod desired;
 pub mod detach;

@@ -93,6 +93,8 @@ struct Agent {
     report: Report,
     /// Why the source's answer is not used, while it is not.
     refused: Option<String>,
+    /// Why the last attempt to apply what is wanted broke off.
+    failed: Option<String>,
     /// What the last round could not do.
     waiting: Vec<String>,
     /// Why what is wanted could not be applied.
@@ -133,6 +135,7 @@ impl Agent {
             busy,
             report,
             refused: None,
+            failed: None,
             waiting: Vec::new(),
             failed: None,
             announced: BTreeSet::new(),
@@ -190,7 +193,7 @@ impl Agent {
             );
         }
         self.write_report();
-        self.seek().await;
+        self.conclude().await;
     }
 
     /// Asks the source; whether it wants something else than before.
@@ -235,8 +238,14 @@ impl Agent {
         }
     }
 
-    /// Has the kernel look for the neighbours that the source misses.
-    async fn seek(&self) {
+    /// Tells the source how far things are, and has the kernel look for the neighbours that it misses.
+    async fn conclude(&mut self) {
+        let view = View {
+            facts: &self.facts,
+            state: &self.state,
+        };
+        let problem = self.refused.as_deref().or(self.failed.as_deref());
+        self.source.applied(view, problem);
         for (ifindex, address) in self.source.sought() {
             if let Err(problem) = self.netlink.seek(*ifindex, *address).await {
                 debug!("{problem:#}");
@@ -277,12 +286,11 @@ impl Agent {
         }
         self.try_reconcile();
         self.write_report();
-        self.seek().await;
+        self.conclude().await;
     }
 
     fn try_reconcile(&mut self) {
-        let failed = self.reconcile().err();
-        self.failed = failed.map(|problem| format!("{problem:#}"));
+        self.failed = self.reconcile().err().map(|problem| format!("{problem:#}"));
         if let Some(problem) = &self.failed {
             warn!("apply: {problem}");
             self.waiting.push(problem.clone());
@@ -399,7 +407,7 @@ impl Agent {
             self.ask();
         }
         self.adapt().await;
-        self.seek().await;
+        self.conclude().await;
     }
 
     fn next_generation(&mut self) -> Result<()> {

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use nat_agent::{
     bpf::pins::{DEFAULT, Pins},
-    config, detach, nft,
+    cni, config, detach, nft,
     probe::{self, Health},
     run,
     source::{
@@ -41,6 +41,8 @@ struct Arguments {
     /// Answer probes here: /livez and /readyz.
     #[arg(long, value_name = "ADDRESS:PORT")]
     health: Option<SocketAddr>,
+    #[command(flatten)]
+    plugin: cni::Arguments,
     /// Directory on a BPF file system for maps and links: one for each agent.
     #[arg(long, value_name = "DIR", default_value = DEFAULT, global = true)]
     bpffs: PathBuf,
@@ -58,6 +60,9 @@ enum Command {
     },
     /// Prints the definitions of the custom resources (YAML).
     Crds,
+    /// The CNI plugin's files on a node.
+    #[command(subcommand)]
+    Cni(cni::Command),
     /// Removes everything that nat-agent made: programs, maps, netfilter rule. Ends all sessions.
     Detach,
 }
@@ -89,6 +94,7 @@ fn act(arguments: Arguments) -> Result<ExitCode> {
             print!("{}", pool::crds());
             Ok(ExitCode::SUCCESS)
         }
+        Some(Command::Cni(command)) => command.run().map(|()| ExitCode::SUCCESS),
         Some(Command::Detach) => detach(&pins).map(|()| ExitCode::SUCCESS),
         None => {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -116,7 +122,9 @@ async fn source(arguments: &Arguments) -> Result<Source> {
     Ok(match (node, arguments.config.as_deref()) {
         (Some(node), file) => {
             let home = arguments.daemon_set.as_ref();
-            Source::Kubernetes(Box::new(Kubernetes::connect(node, file, home).await?))
+            let mut kubernetes = Kubernetes::connect(node, file, home).await?;
+            arguments.plugin.apply(&mut kubernetes);
+            Source::Kubernetes(Box::new(kubernetes))
         }
         (None, Some(file)) => Source::File(Box::new(File::open(file)?)),
         (None, None) => anyhow::bail!(

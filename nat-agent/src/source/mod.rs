@@ -82,6 +82,14 @@ impl Source {
         }
     }
 
+    /// What was said last is in force, but for `problem`.
+    pub fn applied(&mut self, view: View<'_>, problem: Option<&str>) {
+        match self {
+            Self::File(_) => {}
+            Self::Kubernetes(kubernetes) => kubernetes.applied(view, problem),
+        }
+    }
+
     /// Neighbours that the kernel has to look for, so that a client's link is found.
     pub fn sought(&self) -> &[(u32, Ipv4Addr)] {
         match self {

@@ -10,6 +10,8 @@ use crate::facts::{Facts, Kind};
 pub enum Missing {
     /// No route leads to the pod.
     Route,
+    /// The runtime has made this link for it, which is not seen yet.
+    Unseen(u32),
     /// The route leads to a link that pods are not behind.
     NotPods(String),
     /// The neighbour behind a bridge has not answered yet.
@@ -33,7 +35,7 @@ impl Missing {
     pub const fn sought(&self) -> Option<u32> {
         match self {
             Self::Neighbour { ifindex, .. } | Self::Port { ifindex, .. } => Some(*ifindex),
-            Self::Route | Self::NotPods(_) => None,
+            Self::Route | Self::Unseen(_) | Self::NotPods(_) => None,
         }
     }
 }
@@ -42,6 +44,7 @@ impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Route => f.write_str("no route leads to it yet"),
+            Self::Unseen(link) => write!(f, "link number {link} of this node is not seen yet"),
             Self::NotPods(link) => write!(f, "its route leads to {link}, which is no veth"),
             Self::Neighbour { bridge, .. } => {
                 write!(f, "it has not answered ARP on {bridge} yet")
@@ -67,6 +70,22 @@ pub fn host_side(address: Ipv4Addr, facts: &Facts, known: Option<u32>) -> Result
             .find(|(_, link)| Some(link.ifindex) == known && link.kind == Kind::Veth);
         veth.map(|(name, _)| name.clone()).ok_or(missing)
     })
+}
+
+/// The veth among links that the runtime has made or used for a pod; `None` if there is none.
+///
+/// # Errors
+///
+/// One of them is not seen yet.
+pub fn announced(links: &[u32], facts: &Facts) -> Result<Option<String>, Missing> {
+    let mut veth = None;
+    for ifindex in links {
+        let (name, kind) = named(*ifindex, facts).ok_or(Missing::Unseen(*ifindex))?;
+        if kind == Kind::Veth {
+            veth = Some(name.to_owned());
+        }
+    }
+    Ok(veth)
 }
 
 fn find(address: Ipv4Addr, facts: &Facts) -> Result<String, Missing> {
@@ -165,6 +184,15 @@ mod tests {
     fn a_route_wins_over_what_is_known() {
         let facts = facts(&[("10.244.1.7/32", 5)]);
         assert_eq!(host_side(POD, &facts, Some(4)), Ok("veth5".to_owned()));
+    }
+
+    #[test]
+    fn what_the_runtime_has_made() {
+        let facts = facts(&[]);
+        assert_eq!(announced(&[3, 4], &facts), Ok(Some("veth4".to_owned())));
+        assert_eq!(announced(&[3], &facts), Ok(None));
+        assert_eq!(announced(&[], &facts), Ok(None));
+        assert_eq!(announced(&[4, 9], &facts), Err(Missing::Unseen(9)));
     }
 
     #[test]

@@ -9,23 +9,31 @@
 //! judge       which pools can be used
 //! claims      which node uses which address
 //! annotation  what a pod asks for
+//! arrivals    what the CNI plugin has said of pods
 //! resolve     who gets what: clients, and what stands in the way
+//! readiness   whether a pod may start
 //! link        the host's side of a pod's veth
 //! trouble     the words for people
 //! condition   the pools' conditions
 //! writer      writes claims, conditions and Events
 //! home        the agent's own DaemonSet: whether it is being uninstalled
+//! desk        where the CNI plugin asks
+//! keeper      keeps the plugin in the node's network configuration
 //! ```
 
 pub mod annotation;
+pub mod arrivals;
 pub mod claims;
 pub mod condition;
+pub mod desk;
 pub mod home;
 pub mod judge;
+pub mod keeper;
 pub mod link;
 pub mod object;
 pub mod pool;
 pub mod ranges;
+pub mod readiness;
 pub mod resolve;
 pub mod spec;
 pub mod trouble;
@@ -54,10 +62,14 @@ use crate::{
     report,
     snapshot::{Device, Role, Settings, Snapshot},
 };
+use arrivals::Arrivals;
 use claims::{Claims, Observer};
 use condition::Written;
+use desk::Desk;
 use home::Home;
 use judge::Accepted;
+use keeper::Keeper;
+use readiness::{Scene, readiness};
 use resolve::{Input, Memory, Resolved};
 use trouble::{Trouble, Weight};
 use watch::{Kind, Known, Shared, Watches};
@@ -86,6 +98,9 @@ pub struct Kubernetes {
     /// What pods were told last, by uid.
     told: BTreeMap<String, Trouble>,
     resolved: Resolved,
+    arrivals: Arrivals,
+    desk: Option<Desk>,
+    keeper: Option<Keeper>,
     writer: Writer,
     home: Option<Home>,
     _watches: Watches,
@@ -130,11 +145,24 @@ impl Kubernetes {
             written: Written::default(),
             told: BTreeMap::new(),
             resolved: Resolved::default(),
+            arrivals: Arrivals::default(),
+            desk: None,
+            keeper: None,
             _watches: watch::start(&client, node, &shared),
             writer: Writer::start(client, node, shared.clone()),
             shared,
             home: None,
         }
+    }
+
+    /// Lets the CNI plugin ask at this socket. It is opened when the agent runs.
+    pub fn listen(&mut self, socket: &Path) {
+        self.desk = Some(Desk::new(socket, &self.shared));
+    }
+
+    /// Keeps the CNI plugin in the network configuration of this directory.
+    pub fn keep_chained(&mut self, directory: &Path) {
+        self.keeper = Some(Keeper::new(directory, &self.shared));
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -171,11 +199,14 @@ impl Kubernetes {
     pub fn ask(&mut self, view: View<'_>) -> Answer {
         let now = self.started.elapsed();
         let shared = self.shared.clone();
+        self.attend(now);
         let mut known = shared.known();
         let lacking = known.lacking();
         if !lacking.is_empty() {
             return Answer::NotYet(not_yet(&lacking, &known));
         }
+        let waiting = self.desk.as_ref().map(Desk::pods).unwrap_or_default();
+        self.arrivals.forget(&known.world.pods, &waiting, now);
         self.observer.observe(&known.world.pools, now);
         if std::mem::take(&mut known.pools_again) {
             self.observer.blinded(now);
@@ -194,6 +225,7 @@ impl Kubernetes {
         self.resolved = resolve::resolve(&Input {
             node: &self.node,
             world: &known.world,
+            arrivals: &self.arrivals,
             pools: &judged,
             claims: &claims,
             memory,
@@ -210,6 +242,32 @@ impl Kubernetes {
             self.write(claims, conditions, told);
         }
         Answer::Snapshot(Box::new(self.snapshot(&learned, view.facts)))
+    }
+
+    /// Looks after what the CNI plugin needs.
+    fn attend(&mut self, now: Duration) {
+        if let Some(desk) = &mut self.desk {
+            desk.open();
+            desk.take(&mut self.arrivals, now);
+        }
+        if let Some(keeper) = &mut self.keeper {
+            keeper.keep();
+        }
+    }
+
+    /// What was asked for last is in force, but for `problem`: pods that wait for it may start.
+    pub fn applied(&mut self, view: View<'_>, problem: Option<&str>) {
+        let Some(desk) = &mut self.desk else { return };
+        let known = self.shared.known();
+        let silence = silence(&known);
+        let scene = Scene {
+            world: &known.world,
+            resolved: &self.resolved,
+            view,
+            problem,
+            silence: silence.as_deref(),
+        };
+        desk.answer(|attachment| readiness(attachment, &scene));
     }
 
     fn write(
@@ -259,6 +317,8 @@ impl Kubernetes {
     pub fn problems(&self) -> Vec<String> {
         let known = self.shared.known();
         let mut problems: Vec<String> = silence(&known).into_iter().collect();
+        problems.extend(self.desk.as_ref().and_then(Desk::problem).cloned());
+        problems.extend(self.keeper.as_ref().and_then(Keeper::problem).cloned());
         if known.world.services_unknown && self.settings.cluster_ranges.is_empty() {
             problems.push(
                 "this API server has no ServiceCIDR objects, so the Services' range is not known: \

@@ -15,6 +15,9 @@ use kube::{
 
 use super::{annotation, pool::EgressPoolStatus};
 
+/// The kubelet's annotation of the object that shows a static pod.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
 /// Labels of an object.
 pub type Labels = BTreeMap<String, String>;
 
@@ -39,6 +42,19 @@ pub struct Pod {
     pub addresses: Vec<IpAddr>,
     /// Its annotation.
     pub wish: Option<String>,
+    /// The uid by which the node knows a static pod, of which this object is a picture.
+    pub static_uid: Option<String>,
+    /// What the CNI plugin has said of it that the API does not show yet.
+    pub arrival: Option<Arrival>,
+}
+
+/// What the CNI plugin says of a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Arrival {
+    /// Of two pods with one address it is the later one's.
+    pub order: u64,
+    /// Numbers of the node's links that were made or used for it.
+    pub links: Vec<u32>,
 }
 
 impl Pod {
@@ -53,6 +69,15 @@ impl Pod {
             IpAddr::V4(address) => Some(*address),
             IpAddr::V6(_) => None,
         })
+    }
+
+    /// Whether the node means this pod by its name and this uid. Some runtimes do not tell it.
+    pub fn is_known_as(&self, uid: Option<&str>) -> bool {
+        let own = [Some(self.uid.as_str()), self.static_uid.as_deref()];
+        match uid {
+            Some(uid) => own.contains(&Some(uid)),
+            None => !self.leaving,
+        }
     }
 }
 
@@ -81,6 +106,8 @@ impl From<&core::Pod> for Pod {
             finished: matches!(phase, Some("Succeeded" | "Failed")),
             addresses,
             wish: pod.annotations().get(annotation::KEY).cloned(),
+            static_uid: pod.annotations().get(MIRROR).cloned(),
+            arrival: None,
         }
     }
 }
@@ -220,6 +247,20 @@ mod tests {
         let pod = Pod::from(&pod);
         assert_eq!(pod.address(), Some(Ipv4Addr::new(10, 244, 1, 7)));
         assert!(pod.finished && pod.leaving && pod.host_network);
+    }
+
+    #[test]
+    fn a_static_pod_has_another_uid_on_its_node() {
+        let pod: core::Pod = from_value(json!({
+            "metadata": {"name": "web-n1", "uid": "u",
+                "annotations": {"kubernetes.io/config.mirror": "hash"}},
+        }))
+        .unwrap();
+        let mut pod = Pod::from(&pod);
+        assert!(pod.is_known_as(Some("hash")) && pod.is_known_as(Some("u")));
+        assert!(!pod.is_known_as(Some("other")) && pod.is_known_as(None));
+        pod.leaving = true;
+        assert!(!pod.is_known_as(None), "its successor is meant");
     }
 
     #[test]

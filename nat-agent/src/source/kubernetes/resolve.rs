@@ -1,6 +1,7 @@
 //! From pods and their annotations to clients: pure.
 
 use std::{
+    borrow::Cow,
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
@@ -11,6 +12,7 @@ use kube::core::SelectorExt;
 
 use super::{
     annotation::{self, Wish},
+    arrivals::Arrivals,
     claims::{Claims, Standing},
     judge::Judged,
     link,
@@ -67,6 +69,8 @@ pub struct Input<'a> {
     pub node: &'a str,
     /// The cluster.
     pub world: &'a World,
+    /// What the CNI plugin has said of pods.
+    pub arrivals: &'a Arrivals,
     /// Its pools, judged.
     pub pools: &'a BTreeMap<String, Judged>,
     /// Who holds which address.
@@ -140,8 +144,9 @@ pub fn resolve(input: &Input<'_>) -> Resolved {
         choices: RefCell::default(),
     };
     let mut resolved = Resolved::default();
-    let owners = owners(input.world);
-    for pod in input.world.pods.values() {
+    let pods = input.arrivals.over(&input.world.pods);
+    let owners = owners(&pods);
+    for pod in &pods {
         resolver.pod(pod, &owners, &mut resolved);
     }
     resolved.pools = pools(input, &resolved);
@@ -154,14 +159,17 @@ const fn takes_part(pod: &Pod) -> bool {
 }
 
 /// The pod that each address belongs to: the runtime may give a leaving pod's address to a new one
-/// before the old one's object is gone.
-fn owners(world: &World) -> BTreeMap<Ipv4Addr, &Pod> {
+/// before the old one's object is gone. What was announced last is newer than any object.
+fn owners<'a>(pods: &'a [Cow<'_, Pod>]) -> BTreeMap<Ipv4Addr, &'a Pod> {
     let mut owners: BTreeMap<Ipv4Addr, &Pod> = BTreeMap::new();
-    for pod in world.pods.values().filter(|pod| takes_part(pod)) {
+    for pod in pods.iter().map(AsRef::as_ref).filter(|pod| takes_part(pod)) {
         let Some(address) = pod.address() else {
             continue;
         };
-        let rank = |pod: &Pod| (!pod.leaving, pod.created, pod.uid.clone());
+        let rank = |pod: &Pod| {
+            let announced = pod.arrival.as_ref().map(|arrival| arrival.order);
+            (announced, !pod.leaving, pod.created, pod.uid.clone())
+        };
         let owner = owners.entry(address).or_insert(pod);
         if rank(pod) > rank(owner) {
             *owner = pod;
@@ -206,7 +214,7 @@ impl Resolver<'_> {
             .wanted
             .extend(claim.map(|address| (fate.pool.clone(), address)));
         self.remember(&path, source, &fate, resolved);
-        let device = self.device(&path, source, resolved);
+        let device = self.device(pod, source, resolved);
         let trouble = match device {
             Ok(_) => fate.trouble.or_else(|| {
                 (pod.addresses.len() > 1 && two_families(pod)).then_some(Trouble::Ipv6Too)
@@ -245,11 +253,16 @@ impl Resolver<'_> {
 
     fn device(
         &self,
-        path: &str,
+        pod: &Pod,
         source: Ipv4Addr,
         resolved: &mut Resolved,
     ) -> Result<String, link::Missing> {
-        let client = self.input.state.clients.get(path);
+        if let Some(arrival) = &pod.arrival
+            && let Some(name) = link::announced(&arrival.links, self.input.facts)?
+        {
+            return Ok(name);
+        }
+        let client = self.input.state.clients.get(&pod.path());
         let known = client
             .filter(|client| client.entry.addresses.contains(&Ipv4Net::from(source)))
             .map(|client| client.entry.ifindex);

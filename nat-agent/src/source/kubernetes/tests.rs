@@ -6,15 +6,18 @@ use std::{
     time::Duration,
 };
 
+use nat_cni::protocol::{self, Attachment};
 use proptest::prelude::*;
 use serde_json::json;
 
 use super::{
+    arrivals::Arrivals,
     claims::{Claims, Observer},
     judge::{Accepted, judge},
     object::{Namespace, Node, Pod, Pool},
     pool::SliceClaim,
     ranges,
+    readiness::{Scene, readiness},
     resolve::{self, Input, Memory, NO_POOL, Resolved, resolve},
     trouble::Trouble,
     world::World,
@@ -24,6 +27,7 @@ use crate::{
     diff::{Operation, State, diff},
     facts::{Facts, Kind, Link},
     snapshot::{Client, Settings, Snapshot},
+    source::View,
 };
 
 const ME: &str = "n1";
@@ -34,6 +38,7 @@ struct Lab {
     facts: Facts,
     state: State,
     memory: Memory,
+    arrivals: Arrivals,
     accepted: Accepted,
     observer: Observer,
     /// Whether claims are written, and come back.
@@ -51,6 +56,7 @@ impl Lab {
             },
             state: State::default(),
             memory: Memory::default(),
+            arrivals: Arrivals::default(),
             accepted: Accepted::default(),
             observer: Observer::default(),
             writes: true,
@@ -118,6 +124,47 @@ impl Lab {
         self.world.pods.get_mut(path).unwrap()
     }
 
+    /// The CNI plugin's question about a pod that the API shows without an address.
+    fn arrive(&mut self, path: &str, number: u8, address: u8) -> Attachment {
+        let pod = self.world.pods.get_mut(path).unwrap();
+        pod.addresses.clear();
+        let ifindex = 100 + u32::from(number);
+        let attachment = Attachment {
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+            uid: Some(pod.uid.clone()),
+            container: format!("c{number}"),
+            addresses: vec![IpAddr::from([10, 244, 1, address])],
+            links: vec![protocol::Link {
+                name: format!("veth{number}"),
+                ifindex,
+            }],
+        };
+        self.arrivals.add(attachment.clone(), Duration::ZERO);
+        attachment
+    }
+
+    /// What the plugin is answered.
+    fn readiness(
+        &self,
+        attachment: &Attachment,
+        resolved: &Resolved,
+        problem: Option<&str>,
+    ) -> Result<Option<String>, String> {
+        let view = View {
+            facts: &self.facts,
+            state: &self.state,
+        };
+        let scene = Scene {
+            world: &self.world,
+            resolved,
+            view,
+            problem,
+            silence: Some("the API server is silent"),
+        };
+        readiness(attachment, &scene)
+    }
+
     /// Another node's claim.
     fn held(&mut self, pool: &str, address: &str, node: &str) {
         let claim = SliceClaim {
@@ -162,6 +209,7 @@ impl Lab {
         let resolved = resolve(&Input {
             node: ME,
             world: &self.world,
+            arrivals: &self.arrivals,
             pools: &judged,
             claims: &claims,
             memory: &self.memory,
@@ -533,6 +581,92 @@ fn a_pod_whose_link_is_not_known_waits_and_is_sought() {
     lab.facts.ways.neighbours.clear();
     let (resolved, operations) = lab.run();
     assert_eq!((resolved.troubles, operations), (BTreeMap::new(), vec![]));
+}
+
+#[test]
+fn a_pod_starts_when_its_packets_have_their_way() {
+    let mut lab = Lab::new();
+    lab.pod("shop/web-0", 7, "203.0.113.11");
+    // No route leads to it yet: the runtime says which link is its.
+    lab.facts.ways.routes.clear();
+    let veth = lab.facts.links.remove("veth7").unwrap();
+    let attachment = lab.arrive("shop/web-0", 7, 7);
+    let (resolved, _) = lab.run();
+    let why = lab.readiness(&attachment, &resolved, None).unwrap_err();
+    assert!(why.contains("link number 107"), "{why}");
+    lab.facts.links.insert("veth7".to_owned(), veth);
+    let (resolved, _) = lab.run();
+    let why = lab.readiness(&attachment, &resolved, Some("no program"));
+    assert_eq!(why, Err("no program".to_owned()));
+    assert_eq!(lab.readiness(&attachment, &resolved, None), Ok(None));
+    assert_eq!(lab.egress("shop/web-0"), Some(ip(11)));
+    assert_eq!(lab.state.clients["shop/web-0"].entry.ifindex, 107);
+    lab.state.clients.clear();
+    let why = lab.readiness(&attachment, &resolved, None).unwrap_err();
+    assert!(why.contains("tables"), "{why}");
+}
+
+#[test]
+fn a_pod_does_not_start_before_its_claim_stands() {
+    let mut lab = Lab::new();
+    lab.writes = false;
+    lab.pod("shop/web-0", 7, "203.0.113.10");
+    let attachment = lab.arrive("shop/web-0", 7, 7);
+    let (resolved, _) = lab.run();
+    let why = lab.readiness(&attachment, &resolved, None).unwrap_err();
+    assert!(why.contains("being claimed"), "{why}");
+    lab.writes = true;
+    let (resolved, _) = lab.run();
+    assert_eq!(lab.readiness(&attachment, &resolved, None), Ok(None));
+}
+
+#[test]
+fn a_blocked_pod_starts_and_so_does_one_that_asks_for_nothing() {
+    let mut lab = Lab::new();
+    lab.pod("evil/web-0", 7, "office");
+    lab.pod("shop/plain", 8, "");
+    let blocked = lab.arrive("evil/web-0", 7, 7);
+    let plain = lab.arrive("shop/plain", 8, 8);
+    let (resolved, _) = lab.run();
+    assert!(lab.blocked("evil/web-0"));
+    let note = lab.readiness(&blocked, &resolved, None).unwrap().unwrap();
+    assert!(note.contains("does not allow namespace evil"), "{note}");
+    assert_eq!(lab.readiness(&plain, &resolved, None), Ok(None));
+}
+
+#[test]
+fn a_pod_that_the_api_does_not_show_yet_does_not_start() {
+    let mut lab = Lab::new();
+    lab.pod("shop/web-0", 7, "office");
+    let mut attachment = lab.arrive("shop/web-0", 7, 7);
+    attachment.uid = Some("its successor".to_owned());
+    let (resolved, _) = lab.run();
+    let why = lab.readiness(&attachment, &resolved, None).unwrap_err();
+    assert!(
+        why.contains("pod shop/web-0 yet; the API server is silent"),
+        "{why}"
+    );
+    attachment.uid = None;
+    assert_eq!(lab.readiness(&attachment, &resolved, None), Ok(None));
+    // Its annotation may stand there.
+    lab.world.namespaces.clear();
+    let why = lab.readiness(&attachment, &resolved, None).unwrap_err();
+    assert!(why.contains("namespace shop"), "{why}");
+}
+
+#[test]
+fn an_announced_address_is_no_older_pods_any_more() {
+    let mut lab = Lab::new();
+    lab.pod("shop/old", 9, "203.0.113.10");
+    lab.run();
+    // Made before the old one, which nobody has told the API is gone.
+    lab.pod("shop/new", 8, "");
+    let attachment = lab.arrive("shop/new", 8, 9);
+    let (resolved, operations) = lab.run();
+    assert_eq!(reason(&resolved, "shop/old"), Some("AddressReused"));
+    let purged = |step: &Operation| matches!(step, Operation::RemoveSources(..));
+    assert!(operations.iter().any(purged), "{operations:?}");
+    assert_eq!(lab.readiness(&attachment, &resolved, None), Ok(None));
 }
 
 #[test]
