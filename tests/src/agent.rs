@@ -293,6 +293,11 @@ pub fn natctl() -> PathBuf {
     find("NATCTL", "natctl")
 }
 
+/// The CNI plugin, found like [`binary`].
+pub fn plugin() -> PathBuf {
+    find("NAT_CNI", "nat-cni")
+}
+
 fn find(variable: &str, name: &str) -> PathBuf {
     if let Some(path) = std::env::var_os(variable) {
         return path.into();

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::{
     run,
@@ -10,13 +10,16 @@ use crate::{
     toolchain::{self, Builder},
 };
 
-/// Build the eBPF objects, nat-agent (with the object inside), natctl and the test programs
+/// Build the eBPF objects, nat-agent (with the object inside), natctl, nat-cni and the test programs
 #[derive(clap::Args)]
 pub struct Args {
     /// Build with optimizations, into target/release
     #[arg(long)]
     release: bool,
 }
+
+/// The CNI plugin.
+const PLUGIN: &str = "nat-cni";
 
 /// What a build leaves, for the programs that run it.
 pub struct Built {
@@ -30,11 +33,12 @@ impl Built {
     }
 
     /// The variables by which tests, demo and benchmarks find what was built.
-    pub fn environment(&self) -> [(&'static str, PathBuf); 5] {
+    pub fn environment(&self) -> [(&'static str, PathBuf); 6] {
         let workspace = run::workspace();
         [
             ("NAT_AGENT", self.program("nat-agent")),
             ("NATCTL", self.program("natctl")),
+            ("NAT_CNI", self.program(PLUGIN)),
             ("NAT_CLUSTER", self.program("nat-cluster")),
             ("NAT_EBPF_OBJECT", toolchain::object(&workspace, "nat")),
             ("NAT_BENCH_OBJECT", toolchain::object(&workspace, "bench")),
@@ -46,7 +50,7 @@ pub fn main(args: &Args) -> Result<()> {
     setup::ensure(Purpose::Basics)?;
     let built = everything(args.release)?;
     eprintln!();
-    for name in ["nat-agent", "natctl"] {
+    for name in ["nat-agent", "natctl", PLUGIN] {
         eprintln!("{name:10} {}", built.program(name).display());
     }
     Ok(())
@@ -63,9 +67,24 @@ pub fn everything(release: bool) -> Result<Built> {
         command.arg("--release");
     }
     run::visibly(&mut command)?;
+    plugin(release)?;
     let profile = if release { "release" } else { "debug" };
     let directory = toolchain::host_target_dir(&run::workspace()).join(profile);
     Ok(Built { directory })
+}
+
+/// The CNI plugin runs on nodes whose C library may be any: it brings its own.
+fn plugin(release: bool) -> Result<()> {
+    let mut command = run::cargo("rustc");
+    command.args(["--package", PLUGIN, "--bin", PLUGIN]);
+    if release {
+        command.arg("--release");
+    }
+    command.args(["--", "-C", "target-feature=+crt-static"]);
+    run::visibly(&mut command).context(
+        "nat-cni is linked statically, which takes the C library as an archive (Debian: libc6-dev, \
+         Fedora: glibc-static)",
+    )
 }
 
 /// Builds one program of the tests crate, and says nothing unless that fails.

@@ -48,7 +48,8 @@ fn format() -> Result<()> {
 }
 
 fn host() -> Result<()> {
-    run::visibly(run::cargo("clippy").args(["--all-targets", "--", "-D", "warnings"]))
+    let arguments = "--workspace --exclude nat-ebpf --all-targets -- -D warnings";
+    run::visibly(run::cargo("clippy").args(arguments.split(' ')))
 }
 
 fn bpf() -> Result<()> {

@@ -35,7 +35,14 @@ const HOST: &[(&str, &str, &[&str])] = &[
     (
         "unit",
         "unit tests of every crate",
-        &["--release", "--lib", "--bins"],
+        &[
+            "--workspace",
+            "--exclude",
+            "nat-ebpf",
+            "--release",
+            "--lib",
+            "--bins",
+        ],
     ),
     (
         "plan",
@@ -56,6 +63,10 @@ pub const KUBERNETES: &[(&str, &str)] = &[
     (
         "outage",
         "the agent without its API server, and without power",
+    ),
+    (
+        "pod_starts",
+        "pods that send from their first instant, with the CNI plugin and without",
     ),
 ];
 

@@ -47,6 +47,14 @@ impl Arrivals {
             .retain(|_, announced| announced.attachment.container != container);
     }
 
+    /// What was said, in order.
+    pub fn attachments(&self) -> Vec<&Attachment> {
+        let mut announced: Vec<&Announced> = self.pods.values().collect();
+        announced.sort_by_key(|announced| announced.order);
+        let announced = announced.into_iter();
+        announced.map(|announced| &announced.attachment).collect()
+    }
+
     /// Forgets what the API shows as well, and what is too old; not the pods that are `waiting`.
     pub fn forget(
         &mut self,
@@ -138,6 +146,7 @@ mod tests {
         // Another pod of its name.
         assert_eq!(seen(&arrivals, &pods("u0", &[5])), [address(5)]);
         arrivals.withdraw("c-other");
+        assert_eq!(arrivals.attachments(), [&attachment("u1", 7)]);
         assert_eq!(seen(&arrivals, &pods("u1", &[5])), [address(7)]);
         arrivals.withdraw("c-u1");
         assert_eq!(seen(&arrivals, &pods("u1", &[5])), [address(5)]);

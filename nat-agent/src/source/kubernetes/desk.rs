@@ -20,7 +20,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{arrivals::Arrivals, watch::Shared};
+use super::{arrivals::Arrivals, record::Record, watch::Shared};
 
 /// Nobody waits longer, whatever the plugin says.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -45,6 +45,7 @@ struct Inbox {
 /// The socket, and who waits at it.
 pub struct Desk {
     socket: PathBuf,
+    record: Record,
     inbox: Inbox,
     waiting: Vec<Waiting>,
     listener: Option<JoinHandle<()>>,
@@ -56,6 +57,7 @@ impl Desk {
     pub fn new(socket: &Path, shared: &Shared) -> Self {
         Self {
             socket: socket.to_owned(),
+            record: Record::beside(socket),
             inbox: Inbox {
                 questions: Arc::default(),
                 shared: shared.clone(),
@@ -90,8 +92,11 @@ impl Desk {
         self.problem.as_ref()
     }
 
-    /// Takes new questions in, and what they say of pods.
+    /// Takes new questions in, and what they say of pods; the first time, what was said before, too.
     pub fn take(&mut self, arrivals: &mut Arrivals, now: Duration) {
+        for attachment in self.record.recall() {
+            arrivals.add(attachment, now);
+        }
         let new = std::mem::take(&mut *self.inbox.lock());
         for waiting in new {
             match &waiting.question {
@@ -104,6 +109,16 @@ impl Desk {
                 Question::Check(_) | Question::Status => {}
             }
             self.waiting.push(waiting);
+        }
+    }
+
+    /// Has the next agent know what was said, before anybody is answered.
+    pub fn write(&mut self, arrivals: &Arrivals) {
+        if self.listener.is_some() {
+            let written = self.record.write(&arrivals.attachments());
+            self.problem = written.err().map(|error| {
+                format!("an agent after this one will not know new pods' addresses: {error}")
+            });
         }
     }
 
@@ -225,4 +240,139 @@ async fn answer(request: Request, inbox: &Inbox) -> Answer {
         warn!("pod {pod} cannot start yet: {why}");
     }
     answer
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{BufRead, BufReader, Write},
+        os::unix::net::UnixStream,
+    };
+
+    use nat_cni::socket::ask_once;
+
+    use super::*;
+
+    /// A desk in a directory of its own, removed at the end.
+    struct Opened {
+        desk: Desk,
+        shared: Shared,
+        arrivals: Arrivals,
+        directory: PathBuf,
+    }
+
+    impl Opened {
+        fn new(name: &str) -> Self {
+            let name = format!("natctl-desk-{name}-{}", std::process::id());
+            let directory = std::env::temp_dir().join(name);
+            let shared = Shared::default();
+            let mut desk = Desk::new(&directory.join("run/agent.sock"), &shared);
+            desk.open();
+            assert_eq!(desk.problem(), None);
+            Self {
+                desk,
+                shared,
+                arrivals: Arrivals::default(),
+                directory,
+            }
+        }
+
+        fn ask(&self, question: Question, patience: u64) -> JoinHandle<io::Result<Answer>> {
+            let socket = self.desk.socket.clone();
+            let patience = Duration::from_millis(patience);
+            tokio::task::spawn_blocking(move || ask_once(&socket, &question, patience))
+        }
+
+        async fn next(&mut self) {
+            self.shared.changed().await;
+            self.desk.take(&mut self.arrivals, Duration::ZERO);
+        }
+    }
+
+    impl Drop for Opened {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.directory);
+        }
+    }
+
+    fn pod() -> Attachment {
+        Attachment {
+            namespace: "shop".to_owned(),
+            name: "web-0".to_owned(),
+            container: "c1".to_owned(),
+            ..Attachment::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_pod_is_answered_when_it_is_ready() {
+        let mut opened = Opened::new("ready");
+        let asked = opened.ask(Question::Add(pod()), 10_000);
+        opened.next().await;
+        assert_eq!(opened.desk.pods(), [pod().path()].into());
+        opened.desk.answer(|_| Err("not yet".to_owned()));
+        assert_eq!(opened.desk.pods().len(), 1);
+        opened.desk.answer(|_| Ok(Some("blocked".to_owned())));
+        let answer = asked.await.unwrap().unwrap();
+        assert_eq!(answer, Answer::Done(Some("blocked".to_owned())));
+        assert!(opened.desk.pods().is_empty());
+    }
+
+    #[tokio::test]
+    async fn when_the_time_is_over_it_says_what_it_waited_for() {
+        let mut opened = Opened::new("late");
+        let why = |answer| match answer {
+            Answer::NotDone(why) => why,
+            Answer::Done(_) => panic!("nobody has answered"),
+        };
+        let asked = opened.ask(Question::Check(pod()), 50);
+        assert!(why(asked.await.unwrap().unwrap()).contains("busy"));
+        let asked = opened.ask(Question::Add(pod()), 300);
+        opened.next().await;
+        opened.desk.answer(|_| Err("the claim".to_owned()));
+        assert_eq!(why(asked.await.unwrap().unwrap()), "the claim");
+        opened.desk.answer(|_| Ok(None));
+        assert!(opened.desk.pods().is_empty(), "nobody waits any more");
+    }
+
+    #[tokio::test]
+    async fn the_rest_is_answered_at_once() {
+        let mut opened = Opened::new("rest");
+        let answer = opened.ask(Question::Status, 1_000).await.unwrap();
+        assert_eq!(answer.unwrap(), Answer::Done(None));
+        let asked = opened.ask(Question::Del("c1".to_owned()), 10_000);
+        opened.next().await;
+        assert_eq!(asked.await.unwrap().unwrap(), Answer::Done(None));
+        let mode = fs::metadata(&opened.desk.socket).unwrap().permissions();
+        assert_eq!(mode.mode() & 0o777, 0o600);
+    }
+
+    #[tokio::test]
+    async fn a_plugin_of_another_version_is_told_so() {
+        let opened = Opened::new("version");
+        let socket = opened.desk.socket.clone();
+        let answer = tokio::task::spawn_blocking(move || {
+            let mut stream = UnixStream::connect(socket).unwrap();
+            let line = r#"{"version": 9, "patience": 1, "question": "status"}"#;
+            writeln!(stream, "{line}").unwrap();
+            let mut answer = String::new();
+            BufReader::new(stream).read_line(&mut answer).unwrap();
+            answer
+        });
+        let answer = answer.await.unwrap();
+        assert!(answer.contains("speaks version 9"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn an_agent_takes_the_place_of_one_that_was_killed() {
+        let opened = Opened::new("again");
+        let mut second = Desk::new(&opened.desk.socket, &opened.shared);
+        second.open();
+        assert_eq!(second.problem(), None);
+        let answer = opened.ask(Question::Status, 1_000).await.unwrap();
+        assert_eq!(answer.unwrap(), Answer::Done(None));
+        let mut nowhere = Desk::new(Path::new("/proc/agent.sock"), &opened.shared);
+        nowhere.open();
+        assert!(nowhere.problem().unwrap().contains("/proc/agent.sock"));
+    }
 }

@@ -78,3 +78,41 @@ impl Keeper {
         Ok(watcher)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, time::Duration};
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const LIST: &str = r#"{"cniVersion": "1.0.0", "plugins": [{"type": "ptp"}]}"#;
+
+    #[tokio::test]
+    async fn the_plugin_is_put_back() {
+        let name = format!("natctl-keeper-{}", std::process::id());
+        let directory = std::env::temp_dir().join(name);
+        let shared = Shared::default();
+        let mut keeper = Keeper::new(&directory, &shared);
+        keeper.keep();
+        assert!(keeper.problem().is_some(), "there is no such directory");
+        fs::create_dir_all(&directory).unwrap();
+        let list = directory.join("10-pods.conflist");
+        for text in [LIST, &LIST.replace("ptp", "bridge")] {
+            fs::write(&list, text).unwrap();
+            let put_back = async {
+                loop {
+                    keeper.keep();
+                    if fs::read_to_string(&list).unwrap().contains(nat_cni::NAME) {
+                        return;
+                    }
+                    shared.changed().await;
+                }
+            };
+            timeout(Duration::from_secs(10), put_back).await.unwrap();
+            assert_eq!(keeper.problem(), None);
+        }
+        fs::remove_dir_all(&directory).unwrap();
+    }
+}

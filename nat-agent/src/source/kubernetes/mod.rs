@@ -18,6 +18,7 @@
 //! writer      writes claims, conditions and Events
 //! home        the agent's own DaemonSet: whether it is being uninstalled
 //! desk        where the CNI plugin asks
+//! record      what it has said, for the next agent
 //! keeper      keeps the plugin in the node's network configuration
 //! ```
 
@@ -34,6 +35,7 @@ pub mod object;
 pub mod pool;
 pub mod ranges;
 pub mod readiness;
+pub mod record;
 pub mod resolve;
 pub mod spec;
 pub mod trouble;
@@ -207,6 +209,9 @@ impl Kubernetes {
         }
         let waiting = self.desk.as_ref().map(Desk::pods).unwrap_or_default();
         self.arrivals.forget(&known.world.pods, &waiting, now);
+        if let Some(desk) = &mut self.desk {
+            desk.write(&self.arrivals);
+        }
         self.observer.observe(&known.world.pools, now);
         if std::mem::take(&mut known.pools_again) {
             self.observer.blinded(now);

@@ -1,0 +1,379 @@
+//! Pods that send from their first instant, on nodes that masquerade what they do not know: nobody outside may see
+//! them under another address than their egress address.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nat_tests::cluster::{self, Cluster, Cni, Node, OUTSIDE, Options};
+use nat_tests::deploy::{self, NAMESPACE};
+use nat_tests::netns::Netns;
+use nat_tests::process::{self, Finished, eventually};
+use nat_tests::programs::TcpEcho;
+use nat_tests::sniffer::Sniffer;
+use nat_tests::wire::Flow;
+
+const TCP: SocketAddrV4 = SocketAddrV4::new(OUTSIDE, 9000);
+const UDP: SocketAddrV4 = SocketAddrV4::new(OUTSIDE, 9001);
+const EGRESS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 20);
+/// In each way of starting them, of which there are three on each of two kinds of pod networks.
+const PODS: usize = 34;
+/// All of them, on a machine that does other things as well.
+const PATIENCE: Duration = Duration::from_secs(240);
+const QUICK: Duration = Duration::from_secs(30);
+const CONFLIST: &str = "/etc/cni/net.d/10-pods.conflist";
+const OBJECTS: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: starts, labels: {egress: starts}}
+---
+apiVersion: natctl.io/v1alpha1
+kind: EgressPool
+metadata: {name: starts}
+spec:
+  addresses: [203.0.113.20]
+  allowedNamespaces: {matchLabels: {egress: starts}}
+";
+/// As kindnet and flannel have it: what pods send out of the cluster gets the node's address.
+const MASQUERADE: &str = "
+table ip node-masquerade {
+    chain postrouting {
+        type nat hook postrouting priority srcnat; policy accept;
+        ip saddr 10.244.0.0/16 ip daddr != { 10.244.0.0/16, 224.0.0.0/4 } masquerade fully-random
+    }
+}
+";
+/// What a pod does: NAME's first word is on its way before anything else happens.
+const SCRIPT: &str = "for word in 1 2; do \
+                      echo NAME-$word | nc.openbsd -u -q 0 198.51.100.2 9001; \
+                      nc.openbsd -d -w 1 198.51.100.2 9000 > /dev/null; done";
+
+/// A server outside that notes as whom it sees each word it hears for the first time.
+struct Ear {
+    heard: Arc<Mutex<BTreeMap<String, Ipv4Addr>>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Ear {
+    fn open(outside: &Netns) -> Result<Self> {
+        let socket = outside.enter(|| UdpSocket::bind(UDP))??;
+        socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+        let heard = Arc::new(Mutex::new(BTreeMap::new()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (record, ended) = (heard.clone(), stop.clone());
+        let thread = thread::spawn(move || listen(&socket, &record, &ended));
+        Ok(Self {
+            heard,
+            stop,
+            thread: Some(thread),
+        })
+    }
+
+    fn heard(&self) -> BTreeMap<String, Ipv4Addr> {
+        self.heard
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+impl Drop for Ear {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+fn listen(socket: &UdpSocket, heard: &Mutex<BTreeMap<String, Ipv4Addr>>, stop: &AtomicBool) {
+    let mut buffer = [0; 256];
+    while !stop.load(Ordering::Relaxed) {
+        let Ok((length, from)) = socket.recv_from(&mut buffer) else {
+            continue;
+        };
+        let (word, std::net::IpAddr::V4(source)) =
+            (String::from_utf8_lossy(&buffer[..length]), from.ip())
+        else {
+            continue;
+        };
+        let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.entry(word.trim().to_string()).or_insert(source);
+    }
+}
+
+/// A cluster of one node that masquerades, with the agent on it and servers outside.
+struct Stage {
+    cluster: Cluster,
+    /// The network configuration before natctl came.
+    conflist: String,
+    ear: Ear,
+    sniffer: Sniffer,
+    _tcp: TcpEcho,
+}
+
+impl Stage {
+    fn set(cni: Cni) -> Result<Self> {
+        let cluster = Cluster::up(&Options {
+            nodes: 1,
+            cni,
+            ..Options::default()
+        })?;
+        let node = cluster.node(1)?;
+        node.netns().nft(MASQUERADE)?;
+        let conflist = node.exec(&format!("cat {CONFLIST}"))?;
+        deploy::install(&cluster)?;
+        cluster.apply(OBJECTS)?;
+        cluster.kubectl("-n starts wait --for=create serviceaccount/default --timeout=60s")?;
+        let outside = cluster.outside();
+        Ok(Self {
+            ear: Ear::open(&outside)?,
+            sniffer: Sniffer::count(&outside, cluster::DEVICE)?,
+            _tcp: TcpEcho::start(&outside, TCP)?,
+            conflist,
+            cluster,
+        })
+    }
+
+    fn node(&self) -> Result<Node<'_>> {
+        self.cluster.node(1)
+    }
+
+    /// Starts pods at once, does `meanwhile`, and waits until all have said what they have to say.
+    fn start(&self, batch: &str, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
+        let pods: String = (0..PODS).map(|number| pod(batch, number)).collect();
+        self.cluster.apply(&pods)?;
+        meanwhile()?;
+        eventually(PATIENCE, "all pods to end", || {
+            let line = format!(
+                "-n starts get pods -l batch={batch} -o jsonpath={{.items[*].status.phase}}"
+            );
+            let phases = self.cluster.kubectl(&line)?;
+            let ended = phases
+                .split_whitespace()
+                .filter(|phase| *phase == "Succeeded");
+            ensure!(ended.count() == PODS, "{phases}");
+            Ok(())
+        })
+    }
+
+    fn remove(&self, batch: &str) -> Result<()> {
+        let line = format!("-n starts delete pods -l batch={batch} --timeout=60s");
+        self.cluster.kubectl(&line).map(drop)
+    }
+
+    /// Frames to the servers under another address than the pods' egress address.
+    fn foreign(&self) -> u64 {
+        let foreign = |flow: &Flow| {
+            let ours = [TCP.port(), UDP.port()].contains(&flow.destination_port);
+            ours && flow.destination == OUTSIDE && flow.source != EGRESS
+        };
+        self.sniffer.total(foreign).frames
+    }
+
+    /// How many pods' first words were heard from their egress address.
+    fn first_words(&self, batch: &str) -> usize {
+        let heard = self.ear.heard();
+        let words = (0..PODS).map(|number| format!("{batch}-{number}-1"));
+        words
+            .filter(|word| heard.get(word) == Some(&EGRESS))
+            .count()
+    }
+
+    /// No pod of the batch was seen as anybody else, and the first word of each was heard.
+    fn judge(&self, batch: &str) -> Result<()> {
+        let (foreign, first) = (self.foreign(), self.first_words(batch));
+        eprintln!("  {batch}: {PODS} starts, {first} first words, {foreign} foreign frames");
+        ensure!(
+            foreign == 0,
+            "{batch}: {foreign} frames left under a foreign address"
+        );
+        ensure!(
+            first == PODS,
+            "{batch}: {first} of {PODS} first words were heard"
+        );
+        self.remove(batch)
+    }
+
+    /// Kills the agent twice while pods start.
+    fn kill_the_agent(&self, batch: &str) -> Result<()> {
+        for share in [PODS / 6, PODS / 2] {
+            eventually(PATIENCE, "pods to start", || {
+                let words = self.first_words(batch);
+                ensure!(words >= share, "{words} of {share} have");
+                Ok(())
+            })?;
+            let node = self.node()?;
+            eventually(PATIENCE, "an agent to kill", || {
+                node.exec("pkill -9 -x nat-agent")
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The agent without its plugin, and the network configuration as it was.
+    fn without_the_plugin(&self) -> Result<()> {
+        let patch = r#"[{"op":"remove","path":"/spec/template/spec/initContainers"},{"op":"replace","path":"/spec/template/spec/containers/0/args","value":["--kubernetes","--config=/etc/natctl/node.yaml"]}]"#;
+        self.cluster.kubectl(&format!(
+            "-n {NAMESPACE} patch daemonset nat-agent --type=json -p {patch}"
+        ))?;
+        deploy::wait(&self.cluster)?;
+        self.cluster.kubectl(&format!(
+            "-n {NAMESPACE} exec daemonset/nat-agent -- nat-agent cni remove --conf-dir /host/cni/conf"
+        ))?;
+        let now = self.node()?.exec(&format!("cat {CONFLIST}"))?;
+        ensure!(now == self.conflist, "it is not as it was: {now}");
+        Ok(())
+    }
+
+    /// Calls the plugin as a runtime does.
+    fn call(&self, command: &str, arguments: &str, address: &str) -> Result<Finished> {
+        let input = format!(
+            r#"{{"cniVersion": "1.1.0", "name": "pods", "type": "nat-cni", "timeout": 2,
+                "prevResult": {{"ips": [{{"address": "{address}/24"}}]}}}}"#
+        );
+        let mut plugin = self.node()?.command("env")?;
+        plugin.args([
+            &format!("CNI_COMMAND={command}"),
+            &format!("CNI_ARGS={arguments}"),
+            "CNI_CONTAINERID=c1",
+            "CNI_NETNS=/run/netns/none",
+            "CNI_IFNAME=eth0",
+            "/opt/cni/bin/nat-cni",
+        ]);
+        process::run_with_input(&mut plugin, &input, QUICK)
+    }
+}
+
+fn pod(batch: &str, number: usize) -> String {
+    let name = format!("{batch}-{number}");
+    let script = SCRIPT.replace("NAME", &name);
+    format!(
+        "apiVersion: v1\n\
+         kind: Pod\n\
+         metadata:\n  name: {name}\n  namespace: starts\n  labels: {{batch: {batch}}}\n  \
+         annotations: {{natctl.io/egress-ip: starts}}\n\
+         spec:\n  restartPolicy: Never\n  terminationGracePeriodSeconds: 0\n  containers:\n  \
+         - {{name: tools, image: 'localhost/tools:1', command: [sh, -c, '{script}']}}\n\
+         ---\n"
+    )
+}
+
+/// The CNI's own daemon writes its configuration anew, and the agent puts the plugin back.
+fn the_plugin_stays(stage: &Stage) -> Result<()> {
+    let node = stage.node()?;
+    process::run_with_input(node.command("tee")?.arg(CONFLIST), &stage.conflist, QUICK)?
+        .success()?;
+    eventually(QUICK, "the plugin to be back", || {
+        let now = node.exec(&format!("cat {CONFLIST}"))?;
+        ensure!(now.contains("nat-cni"), "{now}");
+        Ok(())
+    })
+}
+
+/// CHECK, STATUS and VERSION, which this cluster's runtime does not call.
+fn the_other_calls(stage: &Stage) -> Result<()> {
+    let told = stage.call("VERSION", "", "10.244.1.1")?.success()?;
+    ensure!(told.contains("1.1.0") && told.contains("0.4.0"), "{told}");
+    stage.call("STATUS", "", "10.244.1.1")?.success()?;
+    stage
+        .cluster
+        .apply(&pod("stays", 0).replace(&SCRIPT.replace("NAME", "stays-0"), "sleep 1000"))?;
+    let kubectl = |line: &str| stage.cluster.kubectl(&format!("-n starts {line}"));
+    kubectl("wait --for=condition=Ready --timeout=60s pod/stays-0")?;
+    let address = kubectl("get pod stays-0 -o jsonpath={.status.podIP}")?;
+    let arguments = "K8S_POD_NAMESPACE=starts;K8S_POD_NAME=stays-0";
+    stage.call("CHECK", arguments, &address)?.success()?;
+    let other = stage.call("CHECK", arguments, "10.244.1.250")?;
+    ensure!(
+        !other.status.success() && other.stdout.contains("\"code\":100"),
+        "{other}"
+    );
+    stage.remove("stays")
+}
+
+/// A pod that starts while there is no agent says what it waits for, and goes on when there is one.
+fn a_pod_waits_for_the_agent(stage: &Stage) -> Result<()> {
+    let place = |selector: &str| {
+        let patch =
+            format!(r#"{{"spec":{{"template":{{"spec":{{"nodeSelector":{selector}}}}}}}}}"#);
+        stage.cluster.kubectl(&format!(
+            "-n {NAMESPACE} patch daemonset nat-agent -p {patch}"
+        ))
+    };
+    place(r#"{"nowhere":"yes"}"#)?;
+    let node = stage.node()?;
+    eventually(QUICK, "the agent to end", || {
+        ensure!(node.exec("pgrep -x nat-agent").is_err());
+        Ok(())
+    })?;
+    let status = stage.call("STATUS", "", "10.244.1.1")?;
+    ensure!(
+        !status.status.success() && status.stdout.contains("\"code\":50"),
+        "{status}"
+    );
+    stage.cluster.apply(&pod("waits", 0))?;
+    let told = eventually(Duration::from_secs(60), "the pod to be told", || {
+        let told = stage.cluster.kubectl(
+            "-n starts get events --field-selector involvedObject.name=waits-0 \
+             -o jsonpath={.items[*].message}",
+        )?;
+        ensure!(
+            told.contains("nat-agent did not answer at /run/natctl/agent.sock"),
+            "{told}"
+        );
+        Ok(told)
+    })?;
+    ensure!(told.contains("look at this node's nat-agent pod"), "{told}");
+    place("null")?;
+    eventually(PATIENCE, "the pod to start", || {
+        let heard = stage.ear.heard();
+        let source = heard.get("waits-0-1").context("nothing was heard of it")?;
+        ensure!(*source == EGRESS, "it was seen as {source}");
+        Ok(())
+    })?;
+    stage.remove("waits")
+}
+
+/// All ways of starting pods on one kind of pod network.
+fn all_ways(cni: Cni, name: &str, more: impl FnOnce(&Stage) -> Result<()>) -> Result<()> {
+    let stage = Stage::set(cni)?;
+    let batch = |what: &str| format!("{name}-{what}");
+    stage.start(&batch("plugin"), || Ok(()))?;
+    stage.judge(&batch("plugin"))?;
+    let killed = batch("killed");
+    stage.start(&killed, || stage.kill_the_agent(&killed))?;
+    stage.judge(&killed)?;
+    deploy::wait(&stage.cluster)?;
+    more(&stage)?;
+    stage.without_the_plugin()?;
+    stage.start(&batch("alone"), || Ok(()))?;
+    let foreign = stage.foreign();
+    eprintln!(
+        "  {}: {PODS} starts, {foreign} foreign frames",
+        batch("alone")
+    );
+    ensure!(
+        foreign > 0,
+        "no leak where nothing prevents one: this test cannot see any"
+    );
+    stage.sniffer.finish()?;
+    stage.cluster.down()
+}
+
+#[test]
+fn behind_routes() -> Result<()> {
+    all_ways(Cni::Ptp, "ptp", |stage| {
+        the_plugin_stays(stage)?;
+        the_other_calls(stage)?;
+        a_pod_waits_for_the_agent(stage)
+    })
+}
+
+#[test]
+fn behind_a_bridge() -> Result<()> {
+    all_ways(Cni::Bridge, "bridge", |_| Ok(()))
+}
