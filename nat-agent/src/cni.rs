@@ -1,6 +1,9 @@
 //! The command line's part that is about the CNI plugin: what the agent does for it, and its files.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
@@ -20,6 +23,9 @@ pub struct Arguments {
     /// Keep the CNI plugin in the network configuration of this directory
     #[arg(long, value_name = "DIR", requires = "kubernetes")]
     cni_conf_dir: Option<PathBuf>,
+    /// Where the CNI plugin's program is, to be removed with everything else
+    #[arg(long, value_name = "DIR", requires = "daemon_set")]
+    cni_bin_dir: Option<PathBuf>,
 }
 
 impl Arguments {
@@ -31,6 +37,20 @@ impl Arguments {
         if let Some(directory) = &self.cni_conf_dir {
             kubernetes.keep_chained(directory);
         }
+    }
+
+    /// Takes the plugin off the node, with all its files.
+    ///
+    /// # Errors
+    /// A file cannot be written or removed.
+    pub fn uninstall(&self) -> Result<()> {
+        if let Some(conf_dir) = &self.cni_conf_dir {
+            remove(conf_dir, self.cni_bin_dir.as_deref())?;
+        }
+        if let Some(socket) = &self.cni_socket {
+            fs::remove_file(socket).with_context(|| format!("remove {}", socket.display()))?;
+        }
+        Ok(())
     }
 }
 

@@ -22,7 +22,6 @@ use crate::{
     bpf::{links, log, object::Object, pins::Pins},
     clock,
     desired::{Desired, desired},
-    detach,
     diff::{State, diff},
     facts::{self, Facts},
     health, kernel,
@@ -43,22 +42,29 @@ const PAUSE: u32 = 20;
 /// How long events are gathered before they are acted on.
 const SETTLE: Duration = Duration::from_millis(50);
 
-/// Runs the agent.
+/// What is to become of what the agent made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It stays, for the next agent.
+    Stays,
+    /// It is to be removed.
+    Uninstalled,
+}
+
+/// Runs the agent until it is told to stop.
 ///
 /// # Errors
 /// What keeps it from starting, with what to do.
-pub async fn run(source: Source, pins: &Pins, health: Health) -> Result<()> {
+pub async fn run(source: Source, pins: &Pins, health: Health) -> Result<End> {
     kernel::check()?;
     let agent = start(source, pins, health).await;
     let mut agent = agent.map_err(kernel::explain)?;
     agent.serve().await?;
-    if !agent.source.is_uninstalled().await {
-        info!("stopping; the data plane stays (`nat-agent detach` removes it)");
-        return Ok(());
+    if agent.source.is_uninstalled().await {
+        return Ok(End::Uninstalled);
     }
-    info!("uninstalled: everything is removed from this node");
-    drop(agent);
-    detach::detach(pins).map(drop)
+    info!("stopping; the data plane stays (`nat-agent detach` removes it)");
+    Ok(End::Stays)
 }
 
 async fn start(source: Source, pins: &Pins, health: Health) -> Result<Agent> {

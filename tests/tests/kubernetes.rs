@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::symlink;
-use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use nat_tests::agent;
@@ -139,9 +138,9 @@ fn kubectl_finds_the_agent(cluster: &Cluster, pods: &[Pod<'_>]) -> Result<()> {
     symlink(agent::natctl(), directory.join("kubectl-nat"))?;
     let ask = |line: &str| {
         let mut command = cluster.kubectl_command()?;
-        let programs = Path::new(command.get_program()).parent();
-        let programs = programs.context("kubectl's directory")?.to_owned();
-        let path = std::env::join_paths([&directory, &programs])?;
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let more = [directory.clone(), cluster::programs()?];
+        let path = std::env::join_paths(more.into_iter().chain(std::env::split_paths(&path)))?;
         command.env("PATH", path).arg("nat");
         process::run(command.args(line.split_whitespace()), PATIENCE)?.success()
     };
@@ -276,7 +275,7 @@ fn each_capability_is_needed(cluster: &Cluster) -> Result<()> {
         give(&others)?;
         eventually(PATIENCE, lacking, || {
             let logs = cluster.kubectl(&format!(
-                "-n {NAMESPACE} logs -l app.kubernetes.io/name=nat-agent --tail=5"
+                "-n {NAMESPACE} logs -l app.kubernetes.io/name=nat-agent --tail=-1"
             ))?;
             let words = format!("with these capabilities: CAP_{lacking}:");
             ensure!(logs.contains(&words), "{logs}");
@@ -297,6 +296,10 @@ fn uninstalled(cluster: &Cluster, plain: &Pod<'_>, pods: &[Pod<'_>]) -> Result<(
         ensure!(left.trim().is_empty(), "pins: {left}");
         let tables = node.exec("nft list tables")?;
         ensure!(!tables.contains("natctl"), "{tables}");
+        let plugin = node.exec("find /etc/cni /opt/cni -name *nat*")?;
+        ensure!(plugin.is_empty(), "{plugin}");
+        let configuration = node.exec("grep -r nat-cni /etc/cni/net.d");
+        ensure!(configuration.is_err(), "the plugin is still in {configuration:?}");
         pod.wait_seen_as(pod.address()?)?;
     }
     ping.finish()

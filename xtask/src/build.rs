@@ -67,23 +67,27 @@ pub fn everything(release: bool) -> Result<Built> {
         command.arg("--release");
     }
     run::visibly(&mut command)?;
-    plugin(release)?;
+    for name in ["nat-agent", "natctl"] {
+        static_program(&["--bin", name], release)?;
+    }
+    static_program(&["--package", PLUGIN, "--bin", PLUGIN], release)?;
     let profile = if release { "release" } else { "debug" };
     let directory = toolchain::host_target_dir(&run::workspace()).join(profile);
     Ok(Built { directory })
 }
 
-/// The CNI plugin runs on nodes whose C library may be any: it brings its own.
-fn plugin(release: bool) -> Result<()> {
+/// Links one program statically: images have no C library, and the CNI plugin runs on nodes
+/// whose own may be any. What it is made of is not compiled again for that.
+fn static_program(target: &[&str], release: bool) -> Result<()> {
     let mut command = run::cargo("rustc");
-    command.args(["--package", PLUGIN, "--bin", PLUGIN]);
+    command.args(target);
     if release {
         command.arg("--release");
     }
     command.args(["--", "-C", "target-feature=+crt-static"]);
     run::visibly(&mut command).context(
-        "nat-cni is linked statically, which takes the C library as an archive (Debian: libc6-dev, \
-         Fedora: glibc-static)",
+        "nat-agent, natctl and nat-cni are linked statically, which takes the C library as an \
+         archive (Debian: libc6-dev, Fedora: glibc-static)",
     )
 }
 

@@ -13,7 +13,7 @@ use nat_agent::{
     bpf::pins::{DEFAULT, Pins},
     cni, config, detach, nft,
     probe::{self, Health},
-    run,
+    run::{self, End},
     source::{
         Source,
         file::File,
@@ -114,7 +114,11 @@ async fn agent(arguments: &Arguments, pins: &Pins) -> Result<()> {
         Some(address) => Some(probe::serve(address, health.clone()).await?),
         None => None,
     };
-    run::run(source(arguments).await?, pins, health).await
+    if run::run(source(arguments).await?, pins, health).await? == End::Uninstalled {
+        arguments.plugin.uninstall()?;
+        detach(pins)?;
+    }
+    Ok(())
 }
 
 async fn source(arguments: &Arguments) -> Result<Source> {

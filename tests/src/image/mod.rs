@@ -21,11 +21,8 @@ const TOOL_PROGRAMS: [&str; 6] = ["curl", "ip", "iperf3", "nc.openbsd", "ping", 
 /// What the agent calls.
 const AGENT_PROGRAMS: [&str; 1] = ["nft"];
 
-/// The agent's image: agent, natctl and nft, with the libraries that they are linked with, and the CNI plugin, which
-/// needs none.
-///
-/// The others are no static programs: nft would have to be built from its sources, and there is no prebuilt musl target on most
-/// machines.
+/// The agent's image: agent, natctl and the CNI plugin, which are linked statically, and nft with the libraries that it
+/// is linked with.
 pub fn agent() -> Result<Image> {
     let mut root = Root::default();
     for binary in [agent::binary(), agent::natctl(), agent::plugin()] {
