@@ -346,12 +346,28 @@ fn devices<'a>(
                 }
             }));
     }
+    let alone = snapshot.guard.iter().flat_map(|guard| &guard.left_alone);
+    let alone = alone.filter(|name| !places.contains_key(name.as_str()));
+    let alone = alone.filter_map(|name| Some(left_alone(name, facts.links.get(name)?)));
+    desired.attachments.extend(alone);
     // The guard first: a packet that a client's device marks is kept from masquerade, and
     // must not find the way out unguarded.
     desired
         .attachments
         .sort_by_key(|attachment| (attachment.job, attachment.device.clone()));
     places
+}
+
+/// Decides on what comes from a pod that asks for nothing. Its device stands in no table: it may
+/// send from any address that is no client's.
+fn left_alone(name: &str, link: &Link) -> Attachment {
+    Attachment {
+        device: name.to_owned(),
+        ifindex: link.ifindex,
+        job: Job::Client,
+        hook: Hook::Ingress,
+        program: "client_stack",
+    }
 }
 
 fn place(link: &Link, outside: bool, exclusive: bool, xdp: Option<Hook>) -> Place<'_> {

@@ -25,7 +25,9 @@ pub fn update(report: &mut Report, problems: Vec<String>) {
 /// The devices that programs are on, or should be.
 pub fn devices(desired: &Desired, facts: &Facts, snapshot: &Snapshot) -> Vec<DeviceReport> {
     let mut devices: Vec<DeviceReport> = Vec::new();
-    for attachment in &desired.attachments {
+    // Of devices whose pods ask for nothing there may be many, and nothing to be said.
+    let known = |attachment: &&links::Attachment| desired.devices.contains_key(&attachment.ifindex);
+    for attachment in desired.attachments.iter().filter(known) {
         let hook = hook(attachment);
         match devices
             .iter_mut()

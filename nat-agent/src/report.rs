@@ -107,11 +107,14 @@ pub struct Kubernetes {
     pub silent_since: Option<u64>,
     /// The kinds of objects that may have changed since without the agent's knowing.
     pub stale: Vec<String>,
-    /// Pods whose annotation is not served as it stands, and what to do.
+    /// Pods that are not served as they ask, and what to do.
     pub pods: Vec<PodReport>,
+    /// How many pods ask for nothing, and are left alone; null where there is no guard, and nobody
+    /// looks for them.
+    pub left_alone: Option<u64>,
 }
 
-/// A pod whose annotation is not served as it stands.
+/// A pod that is not served as it asks.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PodReport {

@@ -19,14 +19,18 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     announce, apply,
-    bpf::{links, log, object::Object, pins::Pins},
+    bpf::{
+        links, log,
+        object::{Bits, Object},
+        pins::Pins,
+    },
     clock,
     desired::{Desired, desired},
     diff::{State, diff},
     facts::{self, Facts},
     health, kernel,
     netlink::{Change, Netlink},
-    nft,
+    nft::{self, Table},
     probe::Health,
     report::Report,
     reserve,
@@ -86,7 +90,8 @@ struct Agent {
     netlink: Netlink,
     teller: Teller,
     limits: Limits,
-    mark_bit: u8,
+    bits: Bits,
+    table: Table,
     sweep_interval: Duration,
     /// `None` until the source has said everything: what is pinned stays as it is.
     snapshot: Option<Snapshot>,
@@ -103,8 +108,6 @@ struct Agent {
     failed: Option<String>,
     /// What the last round could not do.
     waiting: Vec<String>,
-    /// Why what is wanted could not be applied.
-    failed: Option<String>,
     /// Addresses that neighbours have been told of.
     announced: BTreeSet<(u32, Ipv4Addr)>,
     /// How long it is until the next round.
@@ -117,7 +120,8 @@ impl Agent {
         let settings = source.settings().clone();
         let netlink = Netlink::connect(source.follows_node())?;
         let facts = netlink.facts().await?;
-        let mut object = Object::load(pins, &settings.limits, settings.mark_bit)?;
+        let bits = Bits::from(&settings);
+        let mut object = Object::load(pins, &settings.limits, bits)?;
         let teller = Teller::new(&mut object.ebpf)?;
         log::follow(&mut object.ebpf)?;
         let state = apply::read(&object.tables).context("read what is pinned")?;
@@ -131,7 +135,8 @@ impl Agent {
             netlink,
             teller,
             limits: settings.limits,
-            mark_bit: settings.mark_bit,
+            bits,
+            table: Table::install(bits.mark, bits.decided)?,
             sweep_interval: settings.sweep_interval,
             snapshot: None,
             facts,
@@ -143,12 +148,10 @@ impl Agent {
             refused: None,
             failed: None,
             waiting: Vec::new(),
-            failed: None,
             announced: BTreeSet::new(),
             pause: settings.sweep_interval,
             health,
         };
-        nft::install(1 << agent.mark_bit)?;
         agent.ask();
         agent.sweep()?;
         agent.reconcile()?;
@@ -267,10 +270,15 @@ impl Agent {
                 self.pins.way_out()
             ));
         }
-        if snapshot.mark_bit != self.mark_bit {
-            return Err(
-                "markBit is a constant of the programs: restart nat-agent to change it".to_owned(),
-            );
+        for (name, bit, loaded) in [
+            ("markBit", snapshot.mark_bit, self.bits.mark),
+            ("decidedBit", snapshot.decided_bit, self.bits.decided),
+        ] {
+            if 1 << bit != loaded {
+                return Err(format!(
+                    "{name} is a constant of the programs: restart nat-agent to change it"
+                ));
+            }
         }
         Ok(())
     }
@@ -286,7 +294,7 @@ impl Agent {
             warn!("sweep: {problem:#}");
             self.waiting.push(format!("the sweep failed: {problem:#}"));
         }
-        if let Err(problem) = self.keep_rule() {
+        if let Err(problem) = self.keep_table() {
             warn!("nft: {problem:#}");
             self.waiting.push(format!("{problem:#}"));
         }
@@ -303,13 +311,12 @@ impl Agent {
         }
     }
 
-    /// Puts the netfilter rule back if somebody has taken it away.
-    fn keep_rule(&self) -> Result<()> {
-        if nft::present()? {
-            return Ok(());
+    /// Puts the netfilter table back if somebody has changed it.
+    fn keep_table(&self) -> Result<()> {
+        if self.table.keep()? {
+            warn!("the table ip {} was changed; it is put back", nft::TABLE);
         }
-        warn!("the table ip {} was gone; it is put back", nft::TABLE);
-        nft::install(1 << self.mark_bit)
+        Ok(())
     }
 
     fn sweep(&mut self) -> Result<()> {
@@ -325,6 +332,10 @@ impl Agent {
         let Some(snapshot) = &self.snapshot else {
             return Ok(());
         };
+        // First: until all below is done, what has not been looked at is held back.
+        if let Err(problem) = self.table.guard(snapshot.guard.as_ref()) {
+            self.waiting.push(format!("{problem:#}"));
+        }
         self.facts.forwarding = facts::forwarding();
         self.desired = desired(snapshot, &self.facts, &self.state.egress());
         let plan = diff(&self.state, &self.desired, &self.busy, &self.limits);
@@ -338,7 +349,9 @@ impl Agent {
             let ports = facts::own_ports();
             reserve::reserve(&self.object.tables, &self.state, &ports)?;
         }
-        links::reconcile(&mut self.object.ebpf, &self.pins, &self.desired.attachments)?;
+        let stay = snapshot.guard.is_some();
+        let wanted = &self.desired.attachments;
+        links::reconcile(&mut self.object.ebpf, &self.pins, wanted, stay)?;
         if !plan.operations.is_empty() {
             self.next_generation()?;
         }

@@ -8,7 +8,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 /// Everything the agent is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,8 +27,30 @@ pub struct Snapshot {
     /// Which bit of `skb->mark` (0 is the lowest, 31 the highest) carries the veth program's
     /// decision to the outside device on the stack path.
     pub mark_bit: u8,
+    /// Which bit of `skb->mark` says that a client's program has looked at a packet.
+    pub decided_bit: u8,
     /// How often the agent looks for sessions that have ended.
     pub sweep_interval: Duration,
+    /// What is held back before anything is known of its sender; `None`: nothing.
+    pub guard: Option<Guard>,
+}
+
+/// Pods' packets that are dropped where no program has looked at them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Guard {
+    /// The addresses of this node's pods; none: nothing is held back.
+    pub pods: Vec<Ipv4Net>,
+    /// Destinations that no pool translates: nothing to them is held back.
+    pub untranslated: Vec<Ipv4Net>,
+    /// Links of pods that ask for nothing: what comes from there is decided, and left alone.
+    pub left_alone: Vec<String>,
+}
+
+impl Guard {
+    /// Whether the other holds the same packets back.
+    pub fn holds_back_as(&self, other: &Self) -> bool {
+        self.pods == other.pods && self.untranslated == other.untranslated
+    }
 }
 
 impl Snapshot {
@@ -54,8 +76,14 @@ pub struct Settings {
     pub limits: Limits,
     /// As [`Snapshot::mark_bit`].
     pub mark_bit: u8,
+    /// As [`Snapshot::decided_bit`].
+    pub decided_bit: u8,
     /// As [`Snapshot::sweep_interval`].
     pub sweep_interval: Duration,
+    /// Whether there is a guard, where pods come from Kubernetes.
+    pub guard: bool,
+    /// Addresses of this node's pods, beside those that the source knows.
+    pub pod_ranges: Vec<IpNet>,
 }
 
 impl Default for Settings {
@@ -65,14 +93,17 @@ impl Default for Settings {
             cluster_ranges: Vec::new(),
             limits: Limits::default(),
             mark_bit: defaults::MARK_BIT,
+            decided_bit: defaults::DECIDED_BIT,
             sweep_interval: defaults::SWEEP_INTERVAL,
+            guard: true,
+            pod_ranges: Vec::new(),
         }
     }
 }
 
 impl Settings {
     /// A snapshot of these settings.
-    pub fn with(self, pools: Vec<Pool>, clients: Vec<Client>) -> Snapshot {
+    pub fn with(self, pools: Vec<Pool>, clients: Vec<Client>, guard: Option<Guard>) -> Snapshot {
         Snapshot {
             devices: self.devices,
             pools,
@@ -80,7 +111,9 @@ impl Settings {
             cluster_ranges: self.cluster_ranges,
             limits: self.limits,
             mark_bit: self.mark_bit,
+            decided_bit: self.decided_bit,
             sweep_interval: self.sweep_interval,
+            guard,
         }
     }
 }
@@ -244,6 +277,8 @@ pub mod defaults {
     /// [`Snapshot::mark_bit`](super::Snapshot::mark_bit): used by none of kube-proxy (14, 15),
     /// Calico and Cilium.
     pub const MARK_BIT: u8 = 23;
+    /// [`Snapshot::decided_bit`](super::Snapshot::decided_bit).
+    pub const DECIDED_BIT: u8 = 22;
     /// [`Snapshot::sweep_interval`](super::Snapshot::sweep_interval).
     pub const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 }

@@ -79,7 +79,9 @@ fn snapshot(devices: Vec<Device>, pools: Vec<Pool>, clients: Vec<Client>) -> Sna
         cluster_ranges: vec!["10.96.0.0/12".parse().unwrap()],
         limits: LIMITS,
         mark_bit: defaults::MARK_BIT,
+        decided_bit: defaults::DECIDED_BIT,
         sweep_interval: Duration::from_secs(5),
+        guard: None,
     }
 }
 

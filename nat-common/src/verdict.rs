@@ -7,7 +7,9 @@ use crate::{abi::Ipv4, reason::Reason};
 pub enum Verdict {
     /// Not ours: on, untouched.
     Pass,
-    /// A client's, checked: on through the kernel, marked for the outside device.
+    /// Checked where it came in, and not to be translated: on through the kernel, marked as decided.
+    Alone,
+    /// A client's, checked: on through the kernel, marked as decided and for the outside device.
     Mark,
     /// Translated: on through the kernel.
     Stack,

@@ -11,6 +11,10 @@ static TICK_SHIFT: Global<u32> = Global::new(8);
 #[unsafe(no_mangle)]
 static MARK: Global<u32> = Global::new(1 << 23);
 
+/// The bit of `skb->mark` that says "looked at where it came in".
+#[unsafe(no_mangle)]
+static DECIDED: Global<u32> = Global::new(1 << 22);
+
 /// Buckets of a session table, less one.
 #[unsafe(no_mangle)]
 static BUCKET_MASK: Global<u32> = Global::new(0);
@@ -36,6 +40,12 @@ pub fn jiffies() -> u64 {
 #[inline(always)]
 pub fn mark() -> u32 {
     MARK.load()
+}
+
+/// The decided bit.
+#[inline(always)]
+pub fn decided() -> u32 {
+    DECIDED.load()
 }
 
 /// Buckets of a session table, less one.

@@ -87,11 +87,8 @@ fn act(context: &TcContext, verdict: Verdict) -> i32 {
     let skb = context.skb.skb;
     match verdict {
         Verdict::Pass | Verdict::Stack => TCX_NEXT,
-        Verdict::Mark => {
-            // SAFETY: the kernel's context is valid while the program runs.
-            unsafe { (*skb).mark |= settings::mark() };
-            TCX_NEXT
-        }
+        Verdict::Alone => set(skb, settings::decided()),
+        Verdict::Mark => set(skb, settings::decided() | settings::mark()),
         // SAFETY: a helper with plain arguments.
         Verdict::Reply => unsafe { bpf_redirect(ifindex(skb), 0) as i32 },
         Verdict::Neighbour { ifindex, gateway } => to_neighbour(ifindex, gateway),
@@ -104,6 +101,14 @@ fn act(context: &TcContext, verdict: Verdict) -> i32 {
         // XDP's; the core does not give it to tcx.
         Verdict::Redirect { .. } => TCX_DROP,
     }
+}
+
+/// On through the kernel, with these bits of the mark.
+#[inline(always)]
+fn set(skb: *mut __sk_buff, bits: u32) -> i32 {
+    // SAFETY: the kernel's context is valid while the program runs.
+    unsafe { (*skb).mark |= bits };
+    TCX_NEXT
 }
 
 #[inline(always)]

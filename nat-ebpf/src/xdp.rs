@@ -78,6 +78,8 @@ fn act(context: &XdpContext, verdict: Verdict) -> u32 {
             XDP_DROP
         }
         // These are tcx's; the core does not give them to XDP.
-        Verdict::Mark | Verdict::Neighbour { .. } | Verdict::Peer { .. } => XDP_ABORTED,
+        Verdict::Alone | Verdict::Mark | Verdict::Neighbour { .. } | Verdict::Peer { .. } => {
+            XDP_ABORTED
+        }
     }
 }

@@ -28,6 +28,8 @@ pub struct Agent {
     config: PathBuf,
     log: PathBuf,
     bpffs: PathBuf,
+    /// Of a node of Kubernetes: its name, and the file that says where the API server is.
+    kubernetes: Option<(String, PathBuf)>,
     process: Option<Process>,
     kept: bool,
 }
@@ -35,18 +37,35 @@ pub struct Agent {
 impl Agent {
     /// Starts it on the lab's node and waits until everything is applied.
     pub fn start(lab: &Lab, config: &Config) -> Result<Self> {
-        let mut agent = Self {
+        Self::new(lab).started(config)
+    }
+
+    /// Starts it on the lab's node, which is `name` in Kubernetes, with the node's file and a kubeconfig.
+    pub fn start_on(lab: &Lab, file: &str, name: &str, kubeconfig: &str) -> Result<Self> {
+        let path = lab.directory().join("kubeconfig");
+        fs::write(&path, kubeconfig)?;
+        let mut agent = Self::new(lab);
+        agent.kubernetes = Some((name.to_string(), path));
+        agent.started(file)
+    }
+
+    fn new(lab: &Lab) -> Self {
+        Self {
             node: lab.node.clone(),
             binary: binary(),
             config: lab.directory().join("config.yaml"),
             log: lab.directory().join("nat-agent.log"),
             bpffs: lab.bpffs(),
+            kubernetes: None,
             process: None,
             kept: false,
-        };
-        agent.write_config(config)?;
-        agent.restart()?;
-        Ok(agent)
+        }
+    }
+
+    fn started(mut self, config: impl Display) -> Result<Self> {
+        self.write_config(config)?;
+        self.restart()?;
+        Ok(self)
     }
 
     /// The file it watches.
@@ -79,6 +98,10 @@ impl Agent {
             .arg(&self.config)
             .arg("--bpffs")
             .arg(&self.bpffs);
+        if let Some((node, kubeconfig)) = &self.kubernetes {
+            command.args(["--kubernetes", "--node", node]);
+            command.env("KUBECONFIG", kubeconfig);
+        }
         let process = self
             .process
             .insert(Process::spawn(&mut command, &self.log)?);

@@ -38,14 +38,14 @@ fn failure(kernel: &mut Kernel, row: &Row) -> Option<String> {
     };
     let mut lines = Vec::new();
     let hook = row.case.hook;
-    let (action, marked) = (
+    let (action, mark) = (
         in_kernel::action(hook, expected.verdict),
-        in_kernel::marked(hook, expected.verdict),
+        in_kernel::mark(hook, expected.verdict),
     );
-    if (got.action, got.marked) != (action, marked) {
+    if (got.action, got.mark) != (action, mark) {
         lines.push(format!(
-            "action {}, mark {}, expected {action}, {marked}",
-            got.action as i32, got.marked
+            "action {}, mark {:#x}, expected {action}, {mark:#x}",
+            got.action as i32, got.mark
         ));
     }
     for (who, packet, tables) in [

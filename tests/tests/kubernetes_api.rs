@@ -3,6 +3,8 @@
 //!
 //! The programs are a cluster's: named by `KUBE_BIN_DIR` or `KUBEBUILDER_ASSETS`, or built.
 
+#[path = "kubernetes_api/guard.rs"]
+mod guard;
 #[path = "kubernetes_api/server.rs"]
 mod server;
 
@@ -63,7 +65,7 @@ impl Lab {
 
     /// What deploy/ holds, and the role given to the agents' token.
     async fn manifests(&self) -> Result<()> {
-        for file in ["crds.yaml", "rbac.yaml"] {
+        for file in ["namespace.yaml", "crds.yaml", "rbac.yaml"] {
             let text = fs::read_to_string(format!("{DEPLOY}/{file}"))?;
             for object in serde_saphyr::from_multiple::<Value>(&text)? {
                 self.apply(object).await?;
@@ -108,7 +110,9 @@ impl Lab {
         let types = object.types.clone().context("an object without a kind")?;
         let kind = GroupVersionKind::try_from(&types)?;
         let (resource, capabilities) = discovery::pinned_kind(&self.client, &kind).await?;
-        let namespace = object.namespace().unwrap_or_default();
+        // As deploy/'s kustomization has it.
+        let namespace = object.namespace();
+        let namespace = namespace.unwrap_or_else(|| "natctl-system".to_owned());
         let api: Api<DynamicObject> = match capabilities.scope {
             discovery::Scope::Namespaced => {
                 Api::namespaced_with(self.client.clone(), &namespace, &resource)

@@ -1,7 +1,7 @@
 //! Attaching programs to devices by pinned links: they stay when the agent
 //! goes, and the next agent replaces the program in place.
 
-use std::{collections::BTreeSet, fs, path::PathBuf};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use anyhow::{Context, Result, bail};
 use aya::{
@@ -14,6 +14,9 @@ use aya::{
 };
 
 use super::{object, pins::Pins, sys};
+
+/// How the pins of clients' programs end.
+const CLIENT: &str = "::client";
 
 /// Where on a device a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -60,53 +63,73 @@ pub struct Attachment {
 impl Attachment {
     /// The pin's file name. A link's mode cannot be changed in place, so it is part of it.
     fn pin(&self) -> String {
+        // A BPF file system refuses names with dots; a device's name has no colons.
+        let device = self.device.replace('.', ":");
         let job = match (self.job, self.hook) {
             (Job::Xdp, Hook::XdpGeneric) => "xdp-generic",
             (Job::Xdp, _) => "xdp-native",
-            (Job::Client, _) => "client",
+            (Job::Client, _) => return format!("{device}{CLIENT}"),
             (Job::Answers, _) => "answers",
             (Job::Guard, _) => "guard",
         };
-        // A BPF file system refuses names with dots; a device's name has no colons.
-        format!("{}::{job}", self.device.replace('.', ":"))
+        format!("{device}::{job}")
     }
 }
 
 /// Makes the attachments what is wanted: updates in place what is attached,
-/// attaches what is missing, then detaches what is too much.
+/// attaches what is missing, then detaches what is too much. With `stay` a client's
+/// program stays as long as its device does: without it, the guard drops what comes from
+/// there, and for a moment nobody may know whose device it is.
 ///
 /// # Errors
-/// The first attachment that fails; those before it are made, nothing is detached.
-pub fn reconcile(ebpf: &mut Ebpf, pins: &Pins, wanted: &[Attachment]) -> Result<()> {
+/// The first attachment that fails; nothing is detached. After the guard's those before it are
+/// made, and of the clients' all others: a pod's device may go at any time.
+pub fn reconcile(ebpf: &mut Ebpf, pins: &Pins, wanted: &[Attachment], stay: bool) -> Result<()> {
+    let mut failed = None;
     for attachment in wanted {
         let path = pins.links().join(attachment.pin());
-        place(ebpf, attachment, path)
-            .with_context(|| format!("attach {} to {}", attachment.program, attachment.device))?;
+        let placed = place(ebpf, attachment, &path)
+            .with_context(|| format!("attach {} to {}", attachment.program, attachment.device));
+        match placed {
+            Err(problem) if attachment.job == Job::Client => drop(failed.get_or_insert(problem)),
+            other => other?,
+        }
+    }
+    if let Some(problem) = failed {
+        return Err(problem);
     }
     let kept: BTreeSet<String> = wanted.iter().map(Attachment::pin).collect();
     for entry in fs::read_dir(pins.links())
         .context("list the pinned links")?
         .flatten()
     {
-        if !kept.contains(&*entry.file_name().to_string_lossy()) {
-            fs::remove_file(entry.path())?;
+        let (name, path) = (entry.file_name(), entry.path());
+        let name = name.to_string_lossy();
+        let alive = || sys::link_ifindex(&path).is_ok_and(|ifindex| ifindex != 0);
+        if !(kept.contains(&*name) || stay && name.ends_with(CLIENT) && alive()) {
+            fs::remove_file(path)?;
         }
     }
     Ok(())
 }
 
-fn place(ebpf: &mut Ebpf, attachment: &Attachment, path: PathBuf) -> Result<()> {
+fn place(ebpf: &mut Ebpf, attachment: &Attachment, path: &Path) -> Result<()> {
     if path.exists() {
         // A device that went away and came back has another number; its link is dead.
-        if sys::link_ifindex(&path).ok() == Some(attachment.ifindex) {
-            let link = FdLink::from(PinnedLink::from_pin(&path)?);
+        if sys::link_ifindex(path).ok() == Some(attachment.ifindex) {
+            let link = FdLink::from(PinnedLink::from_pin(path)?);
             return update(ebpf, attachment, link);
         }
-        fs::remove_file(&path)?;
+        fs::remove_file(path)?;
     }
     let link = attach(ebpf, attachment)?;
-    link.pin(&path)
+    link.pin(path)
         .with_context(|| format!("pin the link at {}", path.display()))?;
+    // tcx takes a name, which may be another pod's device by now.
+    if sys::link_ifindex(path)? != attachment.ifindex {
+        fs::remove_file(path)?;
+        bail!("it is another device than a moment ago");
+    }
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use aya::{
     Ebpf, EbpfLoader,
     programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp},
 };
-use nat_common::abi::Settings;
+use nat_common::abi;
 use rand::Rng;
 
 use super::{
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     clock::{Clock, monotonic, nearest_hz},
-    snapshot::Limits,
+    snapshot::{Limits, Settings},
 };
 
 /// The object that the build script made.
@@ -40,6 +40,24 @@ const WATCH: Duration = Duration::from_millis(120);
 /// The shortest packet that the kernel runs a program on.
 const PACKET: [u8; 64] = [0; 64];
 
+/// Our bits of `skb->mark`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bits {
+    /// Checked, to be translated.
+    pub mark: u32,
+    /// Looked at where it came in.
+    pub decided: u32,
+}
+
+impl From<&Settings> for Bits {
+    fn from(settings: &Settings) -> Self {
+        Self {
+            mark: 1 << settings.mark_bit,
+            decided: 1 << settings.decided_bit,
+        }
+    }
+}
+
 /// The programs, loaded, over the maps, pinned.
 #[derive(Debug)]
 pub struct Object {
@@ -56,7 +74,7 @@ impl Object {
     ///
     /// # Errors
     /// Pins of another shape, a kernel that cannot, a program that the verifier refuses.
-    pub fn load(pins: &Pins, limits: &Limits, mark_bit: u8) -> Result<Self> {
+    pub fn load(pins: &Pins, limits: &Limits, bits: Bits) -> Result<Self> {
         layout::check(pins, limits)?;
         // The shift of the clock is a constant of the programs, and only a program
         // can read the clock: a first load finds it out, and makes the maps.
@@ -67,7 +85,7 @@ impl Object {
         let clock = Clock::new(settings);
         let constants = Constants {
             tick_shift: clock.shift(),
-            mark: 1 << mark_bit,
+            bits,
             bucket_mask: layout::buckets(limits) - 1,
             seed: settings.seed,
         };
@@ -97,7 +115,7 @@ fn verifier(name: &str) -> String {
 /// What the programs take for constant, by the names in `nat-ebpf`'s `settings`.
 struct Constants {
     tick_shift: u32,
-    mark: u32,
+    bits: Bits,
     bucket_mask: u32,
     seed: u64,
 }
@@ -111,7 +129,8 @@ fn create(pins: &Pins, limits: &Limits, constants: Option<&Constants>) -> Result
     }
     if let Some(constants) = constants {
         loader.override_global("TICK_SHIFT", &constants.tick_shift, true);
-        loader.override_global("MARK", &constants.mark, true);
+        loader.override_global("MARK", &constants.bits.mark, true);
+        loader.override_global("DECIDED", &constants.bits.decided, true);
         loader.override_global("BUCKET_MASK", &constants.bucket_mask, true);
         loader.override_global("SEED", &constants.seed, true);
     }
@@ -143,13 +162,13 @@ pub fn tcx<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier
 }
 
 /// The pinned settings, or new ones: HZ and seed do not change while the maps live.
-fn settings(pins: &Pins, ebpf: &mut Ebpf) -> Result<Settings> {
-    let map: Map<u32, Settings> = Map::open(&pins.map("SETTINGS"))?;
+fn settings(pins: &Pins, ebpf: &mut Ebpf) -> Result<abi::Settings> {
+    let map: Map<u32, abi::Settings> = Map::open(&pins.map("SETTINGS"))?;
     let pinned = map.get(&0)?.unwrap_or_default();
     let program = xdp(ebpf, CLOCK)?;
     program.load().with_context(|| verifier(CLOCK))?;
     let jiffies = read(program)?;
-    let mut settings = Settings {
+    let mut settings = abi::Settings {
         jiffies,
         monotonic: monotonic(),
         ..pinned

@@ -21,8 +21,11 @@ pub(super) const FILE: &[&str] = &[
     "clusterRanges",
     "limits",
     "markBit",
+    "decidedBit",
     "sweepInterval",
 ];
+/// What a node's file has besides, where Kubernetes names pools and clients.
+pub(super) const NODE: &[&str] = &["guard", "podRanges"];
 pub(super) const DEVICE: &[&str] = &["name", "role", "xdp"];
 pub(super) const POOL: &[&str] = &[
     "name",
@@ -48,7 +51,10 @@ pub(super) struct File {
     pub cluster_ranges: Vec<At<IpNet>>,
     pub limits: Limits,
     pub mark_bit: u8,
+    pub decided_bit: u8,
     pub sweep_interval: Duration,
+    pub guard: bool,
+    pub pod_ranges: Vec<At<IpNet>>,
 }
 
 impl File {
@@ -62,7 +68,8 @@ impl File {
 
     /// Reads the root of a node's file where Kubernetes names pools and clients.
     pub fn read_node(root: &Node, problems: &mut Problems) -> Option<Self> {
-        let fields = Fields::open(root, String::new(), FILE, problems)?;
+        let known = [FILE, NODE].concat();
+        let fields = Fields::open(root, String::new(), &known, problems)?;
         fields.refuse("pools", "comes from EgressPool objects here", problems);
         fields.refuse("clients", "come from pods here", problems);
         Some(Self::of(&fields, problems))
@@ -82,7 +89,8 @@ impl File {
             problems,
             Client::read,
         );
-        let mark_bit = fields.optional("markBit", problems, fields::number(0, bounds::MARK_BIT));
+        let (mark_bit, decided_bit) = bits(fields, problems);
+        let guard = fields::word(&[("on", true), ("off", false)]);
         let sweep_interval = fields.optional("sweepInterval", problems, sweep_interval);
         Self {
             devices,
@@ -91,10 +99,35 @@ impl File {
             clients,
             cluster_ranges: fields.scalars("clusterRanges", problems, excluded),
             limits: limits(fields, problems),
-            mark_bit: or(mark_bit, defaults::MARK_BIT),
+            mark_bit,
+            decided_bit,
             sweep_interval: or(sweep_interval, defaults::SWEEP_INTERVAL),
+            guard: or(fields.optional("guard", problems, guard), true),
+            pod_ranges: fields.scalars("podRanges", problems, excluded),
         }
     }
+}
+
+/// `markBit` and `decidedBit`, which must be two.
+fn bits(fields: &Fields<'_>, problems: &mut Problems) -> (u8, u8) {
+    let bit = fields::number(0, bounds::MARK_BIT);
+    let mark = fields.optional("markBit", problems, &bit);
+    let decided = fields.optional("decidedBit", problems, &bit);
+    let given = decided
+        .as_ref()
+        .or(mark.as_ref())
+        .map(|bit| bit.mark.clone());
+    let bits = (
+        or(mark, defaults::MARK_BIT),
+        or(decided, defaults::DECIDED_BIT),
+    );
+    if let Some(given) = given
+        && bits.0 == bits.1
+    {
+        let message = format!("{} is both markBit and decidedBit; choose two", bits.0);
+        problems.add(given, message);
+    }
+    bits
 }
 
 /// An entry of `devices`.

@@ -303,6 +303,7 @@ prop_compose! {
         more_clients in 6..=bounds::CLIENTS,
         addresses in 32..=bounds::ADDRESSES,
         mark_bit in 0..=bounds::MARK_BIT,
+        step in 1..=bounds::MARK_BIT,
         sweep in 10..=3_600_000u64,
     ) -> Snapshot {
         devices[0].role = Role::Outside;
@@ -311,7 +312,7 @@ prop_compose! {
         }
         let limits = Limits { sessions, clients: more_clients, addresses };
         let cluster_ranges = vec![IpNet::from(IpAddr::from([10, mark_bit, 0, 0]))];
-        Snapshot { devices, pools, clients, cluster_ranges, limits, mark_bit, sweep_interval: Duration::from_millis(sweep) }
+        Snapshot { devices, pools, clients, cluster_ranges, limits, mark_bit, decided_bit: (mark_bit + step) % (bounds::MARK_BIT + 1), sweep_interval: Duration::from_millis(sweep), guard: None }
     }
 }
 
@@ -355,8 +356,8 @@ fn write(snapshot: &Snapshot) -> String {
     let sweep = snapshot.sweep_interval.as_millis();
     let ranges = list(&snapshot.cluster_ranges);
     text + &format!(
-        "clusterRanges: {ranges}\nmarkBit: {}\nsweepInterval: {sweep}ms\n",
-        snapshot.mark_bit
+        "clusterRanges: {ranges}\nmarkBit: {}\ndecidedBit: {}\nsweepInterval: {sweep}ms\n",
+        snapshot.mark_bit, snapshot.decided_bit
     )
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::{model, parse};
+use super::{model, parse, parse_node};
 use crate::snapshot::{Client, Device, Limits, Path, Pool, Role, Snapshot, Timers, XdpMode};
 
 pub(super) const EXAMPLE: &str = include_str!("../../../docs/example.yaml");
@@ -140,7 +140,9 @@ mod accepted {
                 addresses: 64,
             },
             mark_bit: 23,
+            decided_bit: 22,
             sweep_interval: Duration::from_secs(5),
+            guard: None,
         };
         assert_eq!(parse("example.yaml", EXAMPLE), Ok(expected));
     }
@@ -284,12 +286,12 @@ mod shape {
         for text in ["", "# nothing\n", "null\n"] {
             let problems = refused(text);
             assert!(problems[0].contains(
-                ": is empty, not fields; write devices, pools, clients, clusterRanges, limits, markBit and sweepInterval, each on its own line"
+                ": is empty, not fields; write devices, pools, clients, clusterRanges, limits, markBit, decidedBit and sweepInterval, each on its own line"
             ));
         }
         refuses(
             "eth0\n",
-            "f:1:1: is a single value, not fields; write devices, pools, clients, clusterRanges, limits, markBit and sweepInterval, each on its own line",
+            "f:1:1: is a single value, not fields; write devices, pools, clients, clusterRanges, limits, markBit, decidedBit and sweepInterval, each on its own line",
         );
     }
 
@@ -460,6 +462,39 @@ mod values {
             "name: office\n    path: fast",
             "f:5:11: pools[0].path: `fast` is none of its values; write stack or direct",
         );
+    }
+
+    #[test]
+    fn the_guard_is_a_nodes() {
+        let settings = parse_node("f", "{}\n").unwrap();
+        assert!(settings.guard && settings.pod_ranges.is_empty());
+        let settings = parse_node("f", "guard: off\npodRanges: [10.50.0.0/16]\n").unwrap();
+        assert!(!settings.guard);
+        assert_eq!(settings.pod_ranges, nets(&["10.50.0.0/16"]));
+        let problems = parse_node("f", "guard: no\n").unwrap_err();
+        assert_eq!(
+            problems[0].to_string(),
+            "f:1:8: guard: `no` is none of its values; write on or off"
+        );
+        let problem = refused(&format!("{SMALL}guard: off\n")).remove(0);
+        assert!(
+            problem.starts_with("f:11:1: guard: is not a field"),
+            "{problem}"
+        );
+    }
+
+    #[test]
+    fn one_bit_for_two_purposes() {
+        for (more, place, bit) in [
+            ("markBit: 22", "f:11:10: markBit", 22),
+            ("decidedBit: 23", "f:11:13: decidedBit", 23),
+            ("decidedBit: 5\nmarkBit: 5", "f:11:13: decidedBit", 5),
+        ] {
+            small_and_refuses(
+                &format!("{more}\n"),
+                &format!("{place}: {bit} is both markBit and decidedBit; choose two"),
+            );
+        }
     }
 
     #[test]
@@ -1006,7 +1041,7 @@ mod documents {
 
     #[test]
     fn the_manual_has_every_field() {
-        for field in fields() {
+        for field in fields().chain(model::NODE.iter().copied()) {
             assert!(
                 MANUAL.contains(&format!("| `{field}`")),
                 "docs/configuration.md lacks {field}"

@@ -38,7 +38,10 @@ pub(super) fn settings(file: File, problems: &mut Problems) -> Option<Settings> 
         cluster_ranges: file.cluster_ranges.iter().map(|net| net.value).collect(),
         limits: file.limits,
         mark_bit: file.mark_bit,
+        decided_bit: file.decided_bit,
         sweep_interval: file.sweep_interval,
+        guard: file.guard,
+        pod_ranges: file.pod_ranges.iter().map(|net| net.value).collect(),
     })
 }
 
@@ -314,7 +317,9 @@ fn build(file: File) -> Option<Snapshot> {
             .collect::<Option<_>>()?,
         limits: file.limits,
         mark_bit: file.mark_bit,
+        decided_bit: file.decided_bit,
         sweep_interval: file.sweep_interval,
+        guard: None,
     })
 }
 

@@ -129,6 +129,7 @@ pub fn kubernetes() -> Status {
         cluster_ranges: vec!["10.96.0.0/12".into(), "10.244.0.0/16".into()],
         kubernetes: Some(Kubernetes {
             node: "n1".into(),
+            left_alone: Some(14),
             silent_since: Some(TIME - 65),
             stale: vec!["Pods".into(), "EgressPools".into()],
             pods: vec![

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     bpf::{pins::Pins, tables::Tables},
-    keys,
+    keys, nft,
     report::{Report, unix_now},
     usage::{Counts, Usage},
 };
@@ -292,6 +292,15 @@ fn sources(tables: &Tables) -> Result<HashMap<u32, Vec<String>>> {
     Ok(sources)
 }
 
+/// What the guard has dropped, which no map counts.
+fn held_back() -> Option<Dropped> {
+    nft::held_back().map(|count| Dropped {
+        reason: "guard",
+        count,
+        sentence: "A pod sent before the agent knew it, to a destination that some pool translates.",
+    })
+}
+
 fn drops(tables: &Tables) -> Result<Vec<Dropped>> {
     let dropped = |reason: &Reason| {
         let count = tables.drops(*reason).context("read DROPS")?;
@@ -301,7 +310,10 @@ fn drops(tables: &Tables) -> Result<Vec<Dropped>> {
             sentence: reason.sentence(),
         })
     };
-    Reason::ALL.iter().map(dropped).collect()
+    let counted: Result<Vec<Dropped>> = Reason::ALL.iter().map(dropped).collect();
+    let mut drops = counted?;
+    drops.extend(held_back());
+    Ok(drops)
 }
 
 fn fill(tables: &Tables, slices: &[(u32, Slice)], counted: &Counted) -> Result<Vec<Table>> {

@@ -86,7 +86,15 @@ fn cluster(out: &mut impl Write, status: &Status, style: Style) -> io::Result<()
             Some(_) => style.bad("SILENT"),
         };
         let since = since(kubernetes.silent_since, status.time);
-        writeln!(out, "API server {word}{since}, node {}", kubernetes.node)?;
+        let alone = match kubernetes.left_alone {
+            Some(count) => format!(", {count} pods left alone"),
+            None => String::new(),
+        };
+        writeln!(
+            out,
+            "API server {word}{since}, node {}{alone}",
+            kubernetes.node
+        )?;
     }
     if status.cluster_ranges.is_empty() {
         return Ok(());

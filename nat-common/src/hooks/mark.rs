@@ -1,5 +1,6 @@
 //! tcx ingress of a client's device, stack path: whose is it? The kernel routes
 //! and filters it under the client's own address; [`super::guard`] translates.
+//! Whatever goes on is marked as decided: what never came by here lacks that mark.
 
 use crate::{
     classify::{Sender, sender},
@@ -38,7 +39,7 @@ pub fn mark<F: Frame, W: World>(frame: &F, world: &W, ingress: u32) -> Verdict {
     // What cannot be translated is marked too: it may stay on this node.
     match sender(world, &packet, Some(ingress)) {
         Ok(Sender::Client(..)) => Verdict::Mark,
-        Ok(Sender::Stranger | Sender::Excluded) => Verdict::Pass,
+        Ok(Sender::Stranger | Sender::Excluded) => Verdict::Alone,
         Err(reason) => Verdict::Drop(reason),
     }
 }

@@ -45,6 +45,15 @@ impl Way {
             Self::Stack => Verdict::Stack,
         }
     }
+
+    /// Not to be translated: only at a client's own device does that have to be said.
+    #[inline(always)]
+    pub const fn alone(self) -> Verdict {
+        match self {
+            Self::Neighbour => Verdict::Alone,
+            Self::Redirect | Self::Stack => Verdict::Pass,
+        }
+    }
 }
 
 /// A packet on its way out, as this hook found it.
@@ -114,7 +123,7 @@ pub fn session<'a, F: Frame, W: World>(
     if !world.admit() {
         let opening = opening()?;
         return Err(match opening.refusal {
-            Refusal::Pass => Verdict::Pass,
+            Refusal::Pass => arrival.way.alone(),
             Refusal::ByStack => arrival.way.by_stack(),
             Refusal::Drop => Verdict::Drop(opening.reason),
         });

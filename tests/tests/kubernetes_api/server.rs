@@ -101,10 +101,14 @@ impl Server {
         self.processes.pop().context("it does not run")?.kill()
     }
 
+    /// Where it answers, for those in the network namespace that it was started in.
+    pub fn url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.port)
+    }
+
     /// A client with this token.
     pub fn client(&self, token: &str) -> Result<Client> {
-        let url = format!("https://127.0.0.1:{}", self.port).parse()?;
-        let mut config = Config::new(url);
+        let mut config = Config::new(self.url().parse()?);
         // Its certificate is its own, made at its first start.
         config.accept_invalid_certs = true;
         config.auth_info = AuthInfo {

@@ -7,6 +7,7 @@
 //! ranges      the cluster's own ranges
 //! pool, spec  the custom resource; its specification read
 //! judge       which pools can be used
+//! guard       what is held back before its sender is known
 //! claims      which node uses which address
 //! annotation  what a pod asks for
 //! arrivals    what the CNI plugin has said of pods
@@ -27,6 +28,7 @@ pub mod arrivals;
 pub mod claims;
 pub mod condition;
 pub mod desk;
+pub mod guard;
 pub mod home;
 pub mod judge;
 pub mod keeper;
@@ -62,19 +64,20 @@ use crate::{
     config,
     facts::Facts,
     report,
-    snapshot::{Device, Role, Settings, Snapshot},
+    snapshot::{Device, Guard, Role, Settings, Snapshot},
 };
 use arrivals::Arrivals;
 use claims::{Claims, Observer};
 use condition::Written;
 use desk::Desk;
 use home::Home;
-use judge::Accepted;
+use judge::{Accepted, Judged};
 use keeper::Keeper;
 use readiness::{Scene, readiness};
 use resolve::{Input, Memory, Resolved};
 use trouble::{Trouble, Weight};
 use watch::{Kind, Known, Shared, Watches};
+use world::World;
 use writer::{Batch, Told, Writer};
 
 /// How long changes are gathered: a deployment makes several at once.
@@ -103,6 +106,7 @@ pub struct Kubernetes {
     arrivals: Arrivals,
     desk: Option<Desk>,
     keeper: Option<Keeper>,
+    guard: Option<Guard>,
     writer: Writer,
     home: Option<Home>,
     _watches: Watches,
@@ -150,6 +154,7 @@ impl Kubernetes {
             arrivals: Arrivals::default(),
             desk: None,
             keeper: None,
+            guard: None,
             _watches: watch::start(&client, node, &shared),
             writer: Writer::start(client, node, shared.clone()),
             shared,
@@ -234,10 +239,12 @@ impl Kubernetes {
             pools: &judged,
             claims: &claims,
             memory,
+            left_alone: self.settings.guard.then_some(&self.resolved.left_alone),
             facts: view.facts,
             state: view.state,
         });
         memory.clone_from(&self.resolved.memory);
+        self.guard = self.guard(&known.world, &learned, &judged);
         if known.silent.is_empty() {
             let in_use: BTreeSet<Ipv4Addr> = view.state.slices.keys().copied().collect();
             let time = Timestamp::now();
@@ -297,6 +304,38 @@ impl Kubernetes {
         }
     }
 
+    /// What is held back, if anything is to be.
+    fn guard(
+        &self,
+        world: &World,
+        learned: &[ranges::ClusterRange],
+        judged: &BTreeMap<String, Judged>,
+    ) -> Option<Guard> {
+        if !self.settings.guard {
+            return None;
+        }
+        let pods = guard::pod_ranges(&self.node, world, &self.settings.pod_ranges);
+        let cluster = ranges::all(learned, &self.settings.cluster_ranges);
+        let links = self.resolved.left_alone.values();
+        let links = links.map(|link| link.device.clone()).collect();
+        Some(guard::guard(&pods, &cluster, judged, links))
+    }
+
+    /// A pod that the guard would not hold back.
+    fn uncovered(&self, world: &World) -> Option<String> {
+        let pods = guard::pod_ranges(&self.node, world, &self.settings.pod_ranges);
+        let alone = self.resolved.left_alone.values().map(|link| link.source);
+        let served = self.resolved.memory.values().map(|served| served.source);
+        let address = guard::uncovered(&pods, alone.chain(served))?;
+        self.settings.guard.then(|| {
+            format!(
+                "the guard takes {address} for no pod's address, so that pods like it may send \
+                 before they are known: list the addresses of this node's pods under podRanges in \
+                 the node's file, or turn the guard off there"
+            )
+        })
+    }
+
     /// What pods have to be told that they were not told before.
     fn news(&mut self, known: &Known) -> Vec<(Told, Option<Trouble>)> {
         let uids: BTreeSet<&str> = known
@@ -315,7 +354,8 @@ impl Kubernetes {
         if settings.devices.is_empty() {
             settings.devices = default_devices(facts);
         }
-        settings.with(self.resolved.pools.clone(), self.resolved.clients.clone())
+        let (pools, clients) = (&self.resolved.pools, &self.resolved.clients);
+        settings.with(pools.clone(), clients.clone(), self.guard.clone())
     }
 
     /// What stands in the way, in plain words.
@@ -331,6 +371,7 @@ impl Kubernetes {
                     .to_owned(),
             );
         }
+        problems.extend(self.uncovered(&known.world));
         problems
     }
 
@@ -338,8 +379,10 @@ impl Kubernetes {
     pub fn report(&self) -> report::Kubernetes {
         let known = self.shared.known();
         let pods = self.resolved.troubles.iter();
+        let left_alone = self.resolved.left_alone.len() as u64;
         report::Kubernetes {
             node: self.node.clone(),
+            left_alone: self.settings.guard.then_some(left_alone),
             silent_since: known.silent.values().map(|silence| silence.since).min(),
             stale: known
                 .silent

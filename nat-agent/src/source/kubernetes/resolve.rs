@@ -62,6 +62,20 @@ pub fn remembered(state: &State) -> Memory {
     clients.collect()
 }
 
+/// The links of pods that ask for nothing, by the pods' uids.
+pub type LeftAlone = BTreeMap<String, PodLink>;
+
+/// A pod's link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodLink {
+    /// The pod's address, by which it was found.
+    pub source: Ipv4Addr,
+    /// Its name.
+    pub device: String,
+    /// Its number: a link that has another is another pod's, or made anew.
+    pub ifindex: u32,
+}
+
 /// What clients are worked out from.
 #[derive(Clone, Copy, Debug)]
 pub struct Input<'a> {
@@ -77,6 +91,8 @@ pub struct Input<'a> {
     pub claims: &'a Claims<'a>,
     /// What pods were served with.
     pub memory: &'a Memory,
+    /// The links of pods that ask for nothing, as far as they were known; `None`: nobody asks.
+    pub left_alone: Option<&'a LeftAlone>,
     /// What this node is like.
     pub facts: &'a Facts,
     /// Its tables: clients keep the links they have while nothing better is known.
@@ -98,6 +114,8 @@ pub struct Resolved {
     pub sought: Vec<(u32, Ipv4Addr)>,
     /// What pods are served with now.
     pub memory: Memory,
+    /// The links of pods that ask for nothing.
+    pub left_alone: LeftAlone,
 }
 
 /// What is to happen with a pod that asks for something.
@@ -197,7 +215,9 @@ impl Resolver<'_> {
         if !takes_part(pod) || pod.addresses.is_empty() {
             return;
         }
-        let Some(fate) = self.fate(pod) else { return };
+        let Some(fate) = self.fate(pod) else {
+            return self.leave_alone(pod, owners, resolved);
+        };
         let Some(source) = pod.address() else {
             resolved.troubles.insert(path, Trouble::Ipv6Only);
             return;
@@ -232,6 +252,41 @@ impl Resolver<'_> {
             // Blocked: an address that no pool has.
             address: Some(fate.egress.unwrap_or(Ipv4Addr::UNSPECIFIED).into()),
         });
+    }
+
+    /// A pod that asks for nothing: what it sends is decided as soon as its link is known. The link
+    /// is the pod's for good. One that is leaving gets no other: its address may be another's already.
+    fn leave_alone(&self, pod: &Pod, owners: &BTreeMap<Ipv4Addr, &Pod>, resolved: &mut Resolved) {
+        let (Some(known), Some(source)) = (self.input.left_alone, pod.address()) else {
+            return;
+        };
+        let links = &self.input.facts.links;
+        let there = |link: &&PodLink| {
+            let found = links.get(&link.device);
+            found.is_some_and(|found| found.ifindex == link.ifindex)
+        };
+        let before = known.get(&pod.uid).filter(there);
+        if let Some(before) = before.filter(|before| before.source == source) {
+            resolved.left_alone.insert(pod.uid.clone(), before.clone());
+            return;
+        }
+        let owner = owners.get(&source).map(|owner| &owner.uid);
+        if pod.leaving || owner != Some(&pod.uid) {
+            return;
+        }
+        let path = pod.path();
+        match self.device(pod, source, resolved) {
+            Ok(device) => {
+                let ifindex = links.get(&device).map_or(0, |link| link.ifindex);
+                let link = PodLink {
+                    source,
+                    device,
+                    ifindex,
+                };
+                resolved.left_alone.insert(pod.uid.clone(), link);
+            }
+            Err(missing) => drop(resolved.troubles.insert(path, Trouble::Link(missing))),
+        }
     }
 
     fn remember(&self, path: &str, source: Ipv4Addr, fate: &Fate, resolved: &mut Resolved) {

@@ -14,11 +14,12 @@ use super::{
     arrivals::Arrivals,
     claims::{Claims, Observer},
     judge::{Accepted, judge},
+    link,
     object::{Namespace, Node, Pod, Pool},
     pool::SliceClaim,
     ranges,
     readiness::{Scene, readiness},
-    resolve::{self, Input, Memory, NO_POOL, Resolved, resolve},
+    resolve::{self, Input, LeftAlone, Memory, NO_POOL, Resolved, resolve},
     trouble::Trouble,
     world::World,
 };
@@ -26,7 +27,7 @@ use crate::{
     desired::desired,
     diff::{Operation, State, diff},
     facts::{Facts, Kind, Link},
-    snapshot::{Client, Settings, Snapshot},
+    snapshot::{Client, Guard, Settings, Snapshot},
     source::View,
 };
 
@@ -39,6 +40,7 @@ struct Lab {
     state: State,
     memory: Memory,
     arrivals: Arrivals,
+    left_alone: LeftAlone,
     accepted: Accepted,
     observer: Observer,
     /// Whether claims are written, and come back.
@@ -57,6 +59,7 @@ impl Lab {
             state: State::default(),
             memory: Memory::default(),
             arrivals: Arrivals::default(),
+            left_alone: LeftAlone::default(),
             accepted: Accepted::default(),
             observer: Observer::default(),
             writes: true,
@@ -183,6 +186,7 @@ impl Lab {
         for _ in 0..10 {
             let (resolved, changes) = self.resolve();
             self.memory = resolved.memory.clone();
+            self.left_alone = resolved.left_alone.clone();
             if !self.writes || changes.is_empty() {
                 let operations = self.carry_out(&resolved);
                 return (resolved, operations);
@@ -213,6 +217,7 @@ impl Lab {
             pools: &judged,
             claims: &claims,
             memory: &self.memory,
+            left_alone: Some(&self.left_alone),
             facts: &self.facts,
             state: &self.state,
         });
@@ -226,7 +231,13 @@ impl Lab {
             cluster_ranges: ranges::all(&ranges::learned(&self.world), &[]),
             ..Settings::default()
         };
-        settings.with(resolved.pools.clone(), resolved.clients.clone())
+        let links = resolved.left_alone.values();
+        let guard = Guard {
+            left_alone: links.map(|link| link.device.clone()).collect(),
+            ..Guard::default()
+        };
+        let (pools, clients) = (&resolved.pools, &resolved.clients);
+        settings.with(pools.clone(), clients.clone(), Some(guard))
     }
 
     fn carry_out(&mut self, resolved: &Resolved) -> Vec<Operation> {
@@ -695,6 +706,75 @@ fn pods_are_told_once_and_that_it_is_over() {
         ("EgressReady", false)
     );
     assert!(news[0].0.note.contains("203.0.113.10"));
+}
+
+/// The devices on which what pods send is decided now.
+fn decided(lab: &mut Lab) -> Vec<String> {
+    let (resolved, _) = lab.run();
+    let desired = desired(&lab.snapshot(&resolved), &lab.facts, &lab.state.egress());
+    let clients = desired.attachments.into_iter();
+    let clients = clients.filter(|attachment| attachment.program == "client_stack");
+    clients.map(|attachment| attachment.device).collect()
+}
+
+#[test]
+fn pods_that_ask_for_nothing_are_decided_and_are_no_clients() {
+    let mut lab = Lab::new();
+    lab.pod("shop/asks", 7, "office");
+    lab.pod("shop/asks-not", 8, "");
+    lab.pod("shop/host", 9, "").host_network = true;
+    lab.pod("shop/ended", 10, "").finished = true;
+    assert_eq!(decided(&mut lab), ["veth7", "veth8"]);
+    assert_eq!(lab.state.clients.len(), 1);
+    assert!(!lab.state.devices.contains_key(&108));
+    assert_eq!(lab.run().0.troubles, BTreeMap::new());
+    // It becomes a client, and none again.
+    lab.world.pods.get_mut("shop/asks-not").unwrap().wish = Some("office".to_owned());
+    assert_eq!(decided(&mut lab), ["veth7", "veth8"]);
+    assert!(lab.left_alone.is_empty() && lab.state.devices.contains_key(&108));
+    lab.world.pods.get_mut("shop/asks-not").unwrap().wish = None;
+    assert_eq!(decided(&mut lab), ["veth7", "veth8"]);
+    assert!(!lab.state.devices.contains_key(&108));
+}
+
+#[test]
+fn a_link_that_is_not_known_is_not_decided() {
+    let mut lab = Lab::new();
+    lab.pod("shop/asks-not", 8, "");
+    let routes = std::mem::take(&mut lab.facts.ways.routes);
+    assert!(decided(&mut lab).is_empty());
+    let trouble = lab.run().0.troubles.remove("shop/asks-not");
+    assert_eq!(trouble, Some(Trouble::Link(link::Missing::Route)));
+    lab.facts.ways.routes = routes;
+    assert_eq!(decided(&mut lab), ["veth8"]);
+    // Once known it stays: a silent neighbour is forgotten by the kernel.
+    lab.facts.ways.routes.clear();
+    assert_eq!(decided(&mut lab), ["veth8"]);
+    lab.facts.links.remove("veth8");
+    assert!(decided(&mut lab).is_empty());
+}
+
+/// The runtime gives a leaving pod's address to another pod, whose link must not be taken for the old one's.
+#[test]
+fn a_leaving_pod_does_not_decide_for_its_successor() {
+    let mut lab = Lab::new();
+    lab.pod("shop/old", 8, "").leaving = true;
+    assert!(decided(&mut lab).is_empty());
+    lab.world.pods.get_mut("shop/old").unwrap().leaving = false;
+    assert_eq!(decided(&mut lab), ["veth8"]);
+    lab.world.pods.get_mut("shop/old").unwrap().leaving = true;
+    assert_eq!(decided(&mut lab), ["veth8"]);
+    lab.link("veth8", 208, Kind::Veth);
+    let address = Ipv4Addr::new(10, 244, 1, 8);
+    lab.facts.ways.routes.insert(address.into(), 208);
+    assert!(decided(&mut lab).is_empty());
+    // As soon as the new pod is known it has the address, whatever the old one's object says.
+    let pod = lab.pod("shop/new", 8, "");
+    pod.created = 9;
+    pod.uid = "new".to_owned();
+    assert_eq!(decided(&mut lab), ["veth8"]);
+    let uids: Vec<&String> = lab.left_alone.keys().collect();
+    assert_eq!(uids, ["new"]);
 }
 
 proptest! {
