@@ -11,8 +11,8 @@ use std::{
 use anyhow::{Context, Result};
 use ipnet::Ipv4Net;
 use nat_common::abi::{
-    ADDRESS_OWN, Address, Block, CLIENT_ACTIVE, NONE, ORPHAN, PAGE_BLOCKS, PROTOCOLS, Page, Pages,
-    Pool, Slice,
+    ADDRESS_OWN, Address, Block, CLIENT_ACTIVE, CLIENT_CUT_OVER, CLIENT_DRAINING, NONE, ORPHAN,
+    PAGE_BLOCKS, PROTOCOLS, Page, Pages, Pool, Slice,
 };
 use rand::{Rng, seq::SliceRandom};
 use tracing::info;
@@ -210,6 +210,9 @@ fn set_client(tables: &Tables, state: &State, text: &str, client: &ClientState) 
     let index = u32::from(client.index);
     let entry = tables.clients.get(index).context("no such client number")?;
     tables.names.set(&index, &name(text))?;
+    // Until all is done again: an agent that dies before it does it once more.
+    let before = entry.flags.get();
+    entry.flags.set(before & !CLIENT_CUT_OVER);
     set_pages(tables, entry.pages.get(), client);
     let pool = pool_index(state, &client.entry.pool);
     entry.slice.set(client.slice.unwrap_or(NONE));
@@ -219,7 +222,7 @@ fn set_client(tables: &Tables, state: &State, text: &str, client: &ClientState) 
     entry
         .pages
         .set(Pages::new(client.first_page, client.entry.pages()));
-    let before = entry.flags.replace(CLIENT_ACTIVE);
+    entry.flags.set(flags(&client.entry));
     for net in &client.entry.addresses {
         tables.sources.set(&prefix_key(*net), &index)?;
     }
@@ -227,7 +230,20 @@ fn set_client(tables: &Tables, state: &State, text: &str, client: &ClientState) 
     if before & CLIENT_ACTIVE != 0 {
         purge::misplaced(tables, client);
     }
+    if client.entry.cut_over || client.entry.draining {
+        // What packets began before is done then, for a look at sessions to find.
+        thread::sleep(GRACE);
+    }
+    if client.entry.cut_over {
+        purge::elsewhere(tables, client);
+        entry.flags.set(entry.flags.get() | CLIENT_CUT_OVER);
+    }
     Ok(())
+}
+
+fn flags(entry: &ClientEntry) -> u32 {
+    let draining = if entry.draining { CLIENT_DRAINING } else { 0 };
+    CLIENT_ACTIVE | draining
 }
 
 /// Prepares the client's pages. When their number changes they move: what the
@@ -384,6 +400,8 @@ fn read_clients(tables: &Tables, state: &mut State, pools: &BTreeMap<u32, String
                 .unwrap_or(Ipv4Addr::UNSPECIFIED),
             delivery: client.delivery.get(),
             blocks: held.map(|page| page.allowed.get().count_ones()).sum(),
+            draining: client.flags.get() & CLIENT_DRAINING != 0,
+            cut_over: client.flags.get() & CLIENT_CUT_OVER != 0,
         };
         let slice = client.slice.get();
         let known = ClientState {

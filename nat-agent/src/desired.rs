@@ -55,6 +55,10 @@ pub struct ClientEntry {
     pub delivery: u32,
     /// Blocks it may hold for each protocol.
     pub blocks: u32,
+    /// It opens no sessions any more.
+    pub draining: bool,
+    /// Its sessions with another egress address end at once.
+    pub cut_over: bool,
 }
 
 impl ClientEntry {
@@ -181,6 +185,8 @@ fn client_entry(
         egress: egress(client, pool, current),
         delivery: place.map_or(Delivery::Stack, |place| place.delivery(direct)) as u32,
         blocks: pool.ports_per_client / block_size(pool),
+        draining: client.draining,
+        cut_over: client.cut_over,
     }
 }
 

@@ -48,6 +48,18 @@ pub fn misplaced(tables: &Tables, client: &ClientState) {
     end(tables, &ending);
 }
 
+/// Ends a client's sessions that have another egress address than it has now.
+pub fn elsewhere(tables: &Tables, client: &ClientState) {
+    let egress = client.entry.egress.octets();
+    let mut ending = Vec::new();
+    tables.forward.for_each(|key, half| {
+        if half.client == client.index && half.address != egress {
+            ending.push((*key, reverse_key(key, half.address, half.port)));
+        }
+    });
+    end(tables, &ending);
+}
+
 /// The key of the forward half, given the reverse one.
 fn forward_key(key: &FlowKey, reverse: &Half) -> FlowKey {
     FlowKey {

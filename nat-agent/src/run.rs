@@ -26,7 +26,7 @@ use crate::{
     },
     clock,
     desired::{Desired, desired},
-    diff::{State, diff},
+    diff::{Operation, State, diff},
     facts::{self, Facts},
     health, kernel,
     netlink::{Change, Netlink},
@@ -101,6 +101,8 @@ struct Agent {
     sweep: Sweep,
     /// Egress addresses that are still in use.
     busy: BTreeSet<Ipv4Addr>,
+    /// Numbers of the clients that may have sessions.
+    talking: BTreeSet<u16>,
     report: Report,
     /// Why the source's answer is not used, while it is not.
     refused: Option<String>,
@@ -126,6 +128,7 @@ impl Agent {
         log::follow(&mut object.ebpf)?;
         let state = apply::read(&object.tables).context("read what is pinned")?;
         let busy = state.slices.keys().copied().collect();
+        let talking = state.clients.values().map(|client| client.index).collect();
         let report = Report::new(source.path(), pins.directory(), settings.sweep_interval);
         let mut agent = Self {
             source,
@@ -144,6 +147,7 @@ impl Agent {
             desired: Desired::default(),
             sweep: Sweep::default(),
             busy,
+            talking,
             report,
             refused: None,
             failed: None,
@@ -210,6 +214,7 @@ impl Agent {
         let view = View {
             facts: &self.facts,
             state: &self.state,
+            talking: &self.talking,
         };
         let answer = match self.source.ask(view) {
             Answer::Snapshot(snapshot) => self.accept(&snapshot).map(|()| snapshot),
@@ -324,6 +329,7 @@ impl Agent {
             .sweep
             .run(&self.object.tables, &self.pins, &self.object.clock)?;
         self.busy = swept.busy;
+        self.talking = swept.talking;
         Ok(())
     }
 
@@ -343,6 +349,10 @@ impl Agent {
             apply::apply(&self.object.tables, &self.pins, &self.state, operation)
                 .with_context(|| format!("apply {operation:?}"))?;
             self.state.apply(operation);
+            if let Operation::SetClient(_, client) = operation {
+                // It may have opened sessions since the last sweep.
+                self.talking.insert(client.index);
+            }
         }
         self.waiting.extend(plan.problems);
         if self.state.slices.values().any(|slice| slice.entry.own) || !plan.operations.is_empty() {

@@ -226,6 +226,11 @@ pub struct Client {
     /// address per client (RFC 4787 REQ-2). The client of an address that is not among the pool's
     /// is blocked like that of an empty pool.
     pub address: Option<IpAddr>,
+    /// It opens no sessions any more: those that it has go on until they end, and all else that it
+    /// sends leaves as the node sends it.
+    pub draining: bool,
+    /// Its sessions with another egress address than its own end at once.
+    pub cut_over: bool,
 }
 
 /// Sizes of the BPF tables. They are fixed while the tables are pinned, so that a restart can adopt

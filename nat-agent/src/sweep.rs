@@ -41,6 +41,8 @@ pub struct Swept {
     pub ended: u64,
     /// Egress addresses that sessions, mappings or resting ports still use.
     pub busy: BTreeSet<Ipv4Addr>,
+    /// Numbers of the clients that have sessions.
+    pub talking: BTreeSet<u16>,
 }
 
 /// The sweep's memory: since when ports rest.
@@ -59,6 +61,7 @@ impl Sweep {
         let pools: HashMap<u32, Pool> = tables.pools.entries()?.into_iter().collect();
         let mut usage = Usage::default();
         let mut swept = sessions(tables, clock, &pools, &mut usage);
+        swept.talking = usage.clients().collect();
         mappings(tables, clock, &mut usage)?;
         self.ports(tables, pins, clock, &usage, &pools, &mut swept)?;
         Ok(swept)

@@ -17,6 +17,8 @@ const WORDS: usize = 65_536 / 64;
 #[derive(Debug, Default)]
 pub struct Usage {
     ports: HashMap<(Ipv4, u32), Vec<u64>>,
+    /// A bit for each client number.
+    clients: Vec<u64>,
 }
 
 /// Ports of one slice and protocol by what they are doing.
@@ -41,9 +43,19 @@ impl Usage {
         })
     }
 
-    /// Marks the port of a session, by its forward half.
+    /// Marks the port and the client of a session, by its forward half.
     pub fn mark_session(&mut self, protocol: u8, forward: &Half) {
         self.mark(forward.address, protocol_index(protocol), forward.port);
+        let client = usize::from(forward.client);
+        if self.clients.len() <= client / 64 {
+            self.clients.resize(client / 64 + 1, 0);
+        }
+        self.clients[client / 64] |= 1 << (client % 64);
+    }
+
+    /// The clients that have sessions, by number.
+    pub fn clients(&self) -> impl Iterator<Item = u16> {
+        numbers(&self.clients)
     }
 
     /// Marks a port.
@@ -71,11 +83,7 @@ impl Usage {
 
     /// The ports in use of an address and protocol.
     pub fn ports(&self, address: Ipv4, place: u32) -> impl Iterator<Item = u16> {
-        let words = self.ports.get(&(address, place)).into_iter().flatten();
-        words.enumerate().flat_map(|(index, word)| {
-            let bits = (0..64).filter(move |bit| word & (1 << bit) != 0);
-            bits.map(move |bit| (index * 64 + bit) as u16)
-        })
+        numbers(self.ports.get(&(address, place)).map_or(&[], Vec::as_slice))
     }
 
     /// How many ports of an address and protocol are in use.
@@ -101,6 +109,14 @@ impl Usage {
         counts.resting = taken.saturating_sub(counts.used);
         counts
     }
+}
+
+/// The numbers of the bits that are set.
+fn numbers(words: &[u64]) -> impl Iterator<Item = u16> {
+    words.iter().enumerate().flat_map(|(index, word)| {
+        let bits = (0..64).filter(move |bit| word & (1 << bit) != 0);
+        bits.map(move |bit| (index * 64 + bit) as u16)
+    })
 }
 
 /// Whether a client holds the block.

@@ -68,6 +68,8 @@ fn client(number: u8, device: &str, pool: &str) -> Client {
         device: Some(device.to_owned()),
         pool: pool.to_owned(),
         address: None,
+        draining: false,
+        cut_over: false,
     }
 }
 

@@ -302,6 +302,11 @@ impl Pages {
 
 /// The entry is a client's.
 pub const CLIENT_ACTIVE: u32 = 1;
+/// The client opens no sessions any more: what belongs to one is translated until it ends, the rest
+/// leaves as the node sends it.
+pub const CLIENT_DRAINING: u32 = 2;
+/// For the agent: sessions with another address than the client's own have been ended.
+pub const CLIENT_CUT_OVER: u32 = 4;
 
 /// A run of ports of one egress address that this node owns.
 #[repr(C)]

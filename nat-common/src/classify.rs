@@ -1,7 +1,7 @@
 //! Whose a packet is, and whether it is to be translated.
 
 use crate::{
-    abi::{CLIENT_ACTIVE, Client, DEVICE_EXCLUSIVE, DEVICE_OUTSIDE, DEVICE_XDP},
+    abi::{CLIENT_ACTIVE, CLIENT_DRAINING, Client, DEVICE_EXCLUSIVE, DEVICE_OUTSIDE, DEVICE_XDP},
     packet::ipv4,
     reason::Reason,
     world::{Hop, World},
@@ -13,6 +13,8 @@ pub enum Sender<'a> {
     Stranger,
     /// A client's, to a destination that its pool leaves alone.
     Excluded,
+    /// A client's that opens no sessions any more: translated only if it has one.
+    Draining,
     /// A client's, to be translated wherever it leaves through an outside device.
     Client(u16, &'a Client),
 }
@@ -42,6 +44,9 @@ pub fn sender<'a, W: World>(
     }
     if world.excluded(client.pool.get(), &packet.destination) {
         return Ok(Sender::Excluded);
+    }
+    if client.flags.get() & CLIENT_DRAINING != 0 {
+        return Ok(Sender::Draining);
     }
     Ok(Sender::Client(index, client))
 }

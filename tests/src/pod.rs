@@ -166,9 +166,11 @@ impl<'a> Pod<'a> {
         })
     }
 
-    /// Transfers data over some connections until the value is dropped. It ends before if one of them does.
-    pub fn transfer(&self, port: u16) -> Result<Process> {
-        self.run(&format!("iperf3 -c {OUTSIDE} -p {port} -t 3600 -P 4 -b 2M"))
+    /// Transfers data over some connections, for so many seconds; it ends before if one of them does.
+    pub fn transfer(&self, port: u16, seconds: u32) -> Result<Process> {
+        self.run(&format!(
+            "iperf3 -c {OUTSIDE} -p {port} -t {seconds} -P 4 -b 2M"
+        ))
     }
 
     /// Listens at a TCP port, until the value is dropped.

@@ -33,6 +33,18 @@ spec:
   rest: 1s
   allowedNamespaces: {matchLabels: {egress: office}}
 ";
+/// Of [`BRIEF`], where flows and ports are soon forgotten.
+const DRAINED: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 30);
+const BRIEF: &str = "
+apiVersion: natctl.io/v1alpha1
+kind: EgressPool
+metadata: {name: brief}
+spec:
+  addresses: [203.0.113.30, 203.0.113.31]
+  allowedNamespaces: {matchLabels: {egress: office}}
+  rest: 1s
+  timers: {tcpTransitory: 2s}
+";
 /// What containers get of BPF, NET_ADMIN, NET_RAW and PERFMON: capabilities(7).
 const CAPABILITIES: u64 = 1 << 39 | 1 << 12 | 1 << 13 | 1 << 38;
 
@@ -87,6 +99,91 @@ fn annotations_change(cluster: &Cluster) -> Result<()> {
     pod.annotate("-")?;
     pod.wait_seen_as(own)?;
     pod.delete()
+}
+
+/// A connection outlives the annotation, and the address that it began with; new ones do not get it.
+fn flows_are_drained(cluster: &Cluster, sniffer: &Sniffer) -> Result<()> {
+    let node = cluster.node(1)?;
+    let pod = Pod::create(&node, cluster, "drained", "203.0.113.31")?;
+    let own = pod.address()?;
+    pod.wait_seen_as(Ipv4Addr::new(203, 0, 113, 31))?;
+    pod.annotate(&format!("={DRAINED}"))?;
+    pod.wait_seen_as(DRAINED)?;
+    let (_server, mut transfer) = transferring(cluster, &pod, TRANSFER + 10, 20)?;
+    let transferred = |source: Ipv4Addr| {
+        sniffer.total(|flow| flow.source == source && flow.destination_port == TRANSFER + 10)
+    };
+    eventually(PATIENCE, "the transfer", || {
+        ensure!(transferred(DRAINED).frames > 100);
+        Ok(())
+    })?;
+    pod.annotate("=203.0.113.31")?;
+    pod.wait_seen_as(Ipv4Addr::new(203, 0, 113, 31))?;
+    pod.annotate("-")?;
+    pod.wait_seen_as(own)?;
+    ensure!(pod.seen_by_udp()? == own);
+    ensure!(status_line(cluster, &node, "drained")?.contains(": draining"));
+    ensure!(transfer.is_running(), "{}", transfer.output());
+    let status = transfer.wait(PATIENCE)?;
+    ensure!(status.success(), "{}", transfer.output());
+    ensure!(
+        transferred(own).frames == 0,
+        "a connection lost its address"
+    );
+    eventually(PATIENCE, "the end of the draining", || {
+        ensure!(status_line(cluster, &node, "drained").is_err());
+        Ok(())
+    })?;
+    pod.delete()
+}
+
+/// A cutover ends the connections of an address that is taken from a pod.
+fn flows_are_cut(cluster: &Cluster) -> Result<()> {
+    let pod = Pod::create(&cluster.node(1)?, cluster, "cut", "203.0.113.30")?;
+    pod.kubectl("annotate pod NAME natctl.io/cutover=immediate")?;
+    pod.wait_seen_as(DRAINED)?;
+    for egress in ["=203.0.113.31", "-"] {
+        let (_server, transfer) = transferring(cluster, &pod, TRANSFER + 20, 600)?;
+        pod.annotate(egress)?;
+        eventually(PATIENCE, "the end of its flows", || {
+            let flows = natctl(cluster, &cluster.node(1)?, "flows -o json --client cut")?;
+            ensure!(!flows.contains(&format!("{}", TRANSFER + 20)), "{flows}");
+            Ok(())
+        })?;
+        transfer.kill()?;
+    }
+    pod.delete()
+}
+
+fn natctl(cluster: &Cluster, node: &Node<'_>, arguments: &str) -> Result<String> {
+    let agent = deploy::agent_on(cluster, node)?;
+    cluster.kubectl(&format!(
+        "-n {NAMESPACE} exec {agent} -- natctl {arguments}"
+    ))
+}
+
+/// A client's line of `natctl status`.
+fn status_line(cluster: &Cluster, node: &Node<'_>, pod: &str) -> Result<String> {
+    let status = natctl(cluster, node, "status")?;
+    let name = format!("{EXAMPLE}/{pod} ");
+    let line = status.lines().find(|line| line.starts_with(&name));
+    line.map(str::to_owned).context(status.clone())
+}
+
+/// A transfer of so many seconds, and its server.
+fn transferring(
+    cluster: &Cluster,
+    pod: &Pod<'_>,
+    port: u16,
+    seconds: u32,
+) -> Result<(Process, Process)> {
+    let outside = cluster.outside();
+    let mut command = outside.command("iperf3");
+    command.args(["-s", "-p", &port.to_string()]);
+    let log = std::env::temp_dir().join(format!("natkube-{}-s{port}", std::process::id()));
+    let mut server = Process::spawn(&mut command, &log)?;
+    server.wait_listening(&outside, Port::Tcp(port), PATIENCE)?;
+    Ok((server, pod.transfer(port, seconds)?))
 }
 
 /// An address that another node uses blocks the pod, which is told so, until the other node is done with it.
@@ -220,10 +317,12 @@ fn policies_stay_in_force(cluster: &Cluster, pods: &[Pod<'_>]) -> Result<()> {
 
 /// The agents are killed, deleted and upgraded, and no connection notices, nor does a single ping.
 fn agents_come_and_go(cluster: &Cluster, pods: &[Pod<'_>]) -> Result<()> {
-    let _servers = transfer_servers(cluster, pods)?;
+    let mut servers = Vec::new();
     let mut transfers = Vec::new();
     for (pod, port) in pods.iter().zip(TRANSFER..) {
-        transfers.push(pod.transfer(port)?);
+        let (server, transfer) = transferring(cluster, pod, port, 3600)?;
+        servers.push(server);
+        transfers.push(transfer);
     }
     let pings = pods.iter().map(Pod::ping).collect::<Result<Vec<_>>>()?;
     let node = cluster.node(1)?;
@@ -243,20 +342,6 @@ fn agents_come_and_go(cluster: &Cluster, pods: &[Pod<'_>]) -> Result<()> {
         ping.finish()?;
     }
     Ok(())
-}
-
-/// iperf3 outside, for each pod at a port of its own.
-fn transfer_servers(cluster: &Cluster, pods: &[Pod<'_>]) -> Result<Vec<Process>> {
-    let outside = cluster.outside();
-    let servers = pods.iter().zip(TRANSFER..).map(|(_, port)| {
-        let mut command = outside.command("iperf3");
-        command.args(["-s", "-p", &port.to_string()]);
-        let log = std::env::temp_dir().join(format!("natkube-{}-s{port}", std::process::id()));
-        let mut server = Process::spawn(&mut command, &log)?;
-        server.wait_listening(&outside, Port::Tcp(port), PATIENCE)?;
-        Ok(server)
-    });
-    servers.collect()
 }
 
 /// Without any one of its capabilities an agent does not start, and says which one it lacks.
@@ -338,7 +423,10 @@ fn pods_get_what_they_ask_for() -> Result<()> {
     let pods = Pod::examples(&cluster)?;
     the_example(&pods)?;
     kubectl_finds_the_agent(&cluster, &pods)?;
+    cluster.apply(BRIEF)?;
     annotations_change(&cluster)?;
+    flows_are_drained(&cluster, &sniffer)?;
+    flows_are_cut(&cluster)?;
     another_nodes_address(&cluster, &sniffer)?;
     a_foreign_namespace(&cluster, &sniffer)?;
     policies_stay_in_force(&cluster, &pods)?;

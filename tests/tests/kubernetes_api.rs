@@ -166,6 +166,7 @@ impl Lab {
             source: Kubernetes::with(&name, None, Settings::default(), client),
             facts: facts(node),
             state: State::default(),
+            talking: BTreeSet::new(),
         })
     }
 
@@ -238,6 +239,8 @@ struct Agent {
     source: Kubernetes,
     facts: Facts,
     state: State,
+    /// Numbers of the clients that have sessions.
+    talking: BTreeSet<u16>,
 }
 
 impl Agent {
@@ -245,6 +248,7 @@ impl Agent {
         let view = View {
             facts: &self.facts,
             state: &self.state,
+            talking: &self.talking,
         };
         let answer = self.source.ask(view);
         if let Answer::Snapshot(snapshot) = &answer {

@@ -278,6 +278,8 @@ fn client(number: u8, pools: Vec<Pool>) -> impl Strategy<Value = Client> {
                     device: Some(device),
                     pool: pool.name.clone(),
                     address: address.map(|address| *address.get(&pool.addresses)),
+                    draining: false,
+                    cut_over: false,
                 }
             },
         )

@@ -105,6 +105,8 @@ mod accepted {
                 device: Some("veth12ab".into()),
                 pool: "office".into(),
                 address: None,
+                draining: false,
+                cut_over: false,
             },
             Client {
                 name: "lab".into(),
@@ -112,6 +114,8 @@ mod accepted {
                 device: Some("eth1".into()),
                 pool: "office".into(),
                 address: Some(address("203.0.113.10")),
+                draining: false,
+                cut_over: false,
             },
         ]
     }

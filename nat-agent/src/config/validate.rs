@@ -361,6 +361,8 @@ fn build_client(file: &File, client: &model::Client) -> Option<Client> {
         device: Some(client.device.as_ref()?.value.clone()),
         pool: pool.name.as_ref()?.value.clone(),
         address: address_of(egress),
+        draining: false,
+        cut_over: false,
     })
 }
 

@@ -8,7 +8,7 @@
 pub mod file;
 pub mod kubernetes;
 
-use std::{net::Ipv4Addr, path::Path, time::Duration};
+use std::{collections::BTreeSet, net::Ipv4Addr, path::Path, time::Duration};
 
 use tokio::time::{Instant, sleep_until};
 
@@ -23,6 +23,9 @@ pub struct View<'a> {
     pub facts: &'a Facts,
     /// What the tables hold.
     pub state: &'a State,
+    /// Numbers of the clients that may have sessions: those that had at the last sweep, and those
+    /// that were written since.
+    pub talking: &'a BTreeSet<u16>,
 }
 
 /// What a source says when it is asked.

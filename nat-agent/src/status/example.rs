@@ -260,6 +260,7 @@ fn clients() -> Vec<Client> {
         pool: Some("office".into()),
         egress: Some([203, 0, 113, 10].into()),
         blocked: false,
+        draining: false,
         flows: 1240,
         ports: Protocols::new([ports(1200, 1216), ports(17, 64), ports(1, 64)]),
         out: Traffic {

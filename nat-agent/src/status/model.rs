@@ -187,6 +187,8 @@ pub struct Client {
     pub egress: Option<IpAddr>,
     /// It has no egress address: everything it sends outside is dropped.
     pub blocked: bool,
+    /// It opens no sessions any more: what belongs to none leaves as the node sends it.
+    pub draining: bool,
     /// Live sessions.
     pub flows: u64,
     /// Its ports.

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use nat_common::{
-    abi::{self, ADDRESS_OWN, Ipv4, NONE, PROTOCOLS, Slice},
+    abi::{self, ADDRESS_OWN, CLIENT_DRAINING, Ipv4, NONE, PROTOCOLS, Slice},
     reason::Reason,
 };
 
@@ -240,6 +240,7 @@ impl Clients<'_> {
             held: sums.held[place as usize],
             most: slice.map_or(0, |slice| self.allowed(client, place) * slice.block_size),
         };
+        let draining = client.flags.get() & CLIENT_DRAINING != 0;
         let ifindex = client.ifindex.get();
         let device = self.devices.iter().find(|device| device.ifindex == ifindex);
         Ok(Client {
@@ -252,7 +253,8 @@ impl Clients<'_> {
                 .pool_of(number)
                 .map(|pool| directory::text(&pool.name)),
             egress: slice.map(|slice| address(slice.address)),
-            blocked: slice.is_none(),
+            blocked: slice.is_none() && !draining,
+            draining,
             flows: sums.flows,
             ports: Protocols::new([ports(0), ports(1), ports(2)]),
             out,

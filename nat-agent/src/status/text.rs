@@ -339,13 +339,24 @@ fn clients(out: &mut impl Write, clients: &[Client]) -> io::Result<()> {
     )
 }
 
+fn egress(client: &Client) -> String {
+    let address = client.egress.filter(|_| !client.blocked);
+    let address = address.map_or_else(|| "none".to_owned(), |address| address.to_string());
+    if client.blocked {
+        return format!("{address}: BLOCKED");
+    }
+    if client.draining {
+        return format!("{address}: draining");
+    }
+    address
+}
+
 fn client(client: &Client) -> [String; 12] {
-    let egress = client.egress.filter(|_| !client.blocked);
     [
         client.name.clone(),
         networks(&client.addresses),
         device_name(client.device.as_deref(), client.ifindex),
-        egress.map_or_else(|| "none: BLOCKED".into(), |egress| egress.to_string()),
+        egress(client),
         client.flows.to_string(),
         ports(client.ports.tcp),
         ports(client.ports.udp),
@@ -440,6 +451,20 @@ mod tests {
     #[test]
     fn a_healthy_node() {
         golden("status.txt", &text(&example::status(), false));
+    }
+
+    #[test]
+    fn a_client_drains() {
+        let client = |address: Option<&str>| Client {
+            egress: address.map(|address| address.parse().unwrap()),
+            draining: true,
+            ..super::super::example::status().clients[0].clone()
+        };
+        assert_eq!(
+            egress(&client(Some("203.0.113.10"))),
+            "203.0.113.10: draining"
+        );
+        assert_eq!(egress(&client(None)), "none: draining");
     }
 
     #[test]

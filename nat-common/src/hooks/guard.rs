@@ -27,7 +27,7 @@ pub fn guard<F: Frame, W: World>(frame: &mut F, world: &W, marked: bool) -> Verd
         Err(reason) => return Verdict::Drop(reason),
     };
     if !marked {
-        return stop(world, &packet);
+        return stop(frame, world, packet);
     }
     let arrival = Arrival::new(frame, packet, 0, Way::Stack);
     match open::session(frame, world, &arrival) {
@@ -36,12 +36,17 @@ pub fn guard<F: Frame, W: World>(frame: &mut F, world: &W, marked: bool) -> Verd
     }
 }
 
-/// An unmarked packet: a client's was never checked.
+/// An unmarked packet: a client's was never checked, and a draining one's belongs to no session.
 #[inline(always)]
-fn stop<W: World>(world: &W, packet: &ipv4::Packet) -> Verdict {
-    match sender(world, packet, None) {
+fn stop<F: Frame, W: World>(frame: &F, world: &W, packet: ipv4::Packet) -> Verdict {
+    match sender(world, &packet, None) {
         Ok(Sender::Stranger | Sender::Excluded) => Verdict::Pass,
-        Ok(Sender::Client(..)) => Verdict::Drop(Reason::Untranslated),
+        Ok(Sender::Draining)
+            if !open::known(world, &Arrival::new(frame, packet, 0, Way::Stack)) =>
+        {
+            Verdict::Pass
+        }
+        Ok(Sender::Draining | Sender::Client(..)) => Verdict::Drop(Reason::Untranslated),
         Err(reason) => Verdict::Drop(reason),
     }
 }

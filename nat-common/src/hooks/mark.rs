@@ -39,7 +39,7 @@ pub fn mark<F: Frame, W: World>(frame: &F, world: &W, ingress: u32) -> Verdict {
     // What cannot be translated is marked too: it may stay on this node.
     match sender(world, &packet, Some(ingress)) {
         Ok(Sender::Client(..)) => Verdict::Mark,
-        Ok(Sender::Stranger | Sender::Excluded) => Verdict::Alone,
+        Ok(Sender::Stranger | Sender::Excluded | Sender::Draining) => Verdict::Alone,
         Err(reason) => Verdict::Drop(reason),
     }
 }

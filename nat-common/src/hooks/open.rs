@@ -96,6 +96,13 @@ impl Arrival {
     }
 }
 
+/// Whether the packet belongs to a session.
+#[inline(always)]
+pub fn known<W: World>(world: &W, arrival: &Arrival) -> bool {
+    let key = transport::flow(&arrival.packet, &arrival.transport);
+    arrival.unfit.is_none() && world.forward(&key).is_some()
+}
+
 /// The forward half of a packet on its way out: its session's, or that of a
 /// session opened for it.
 ///
@@ -178,6 +185,10 @@ fn judge<W: World>(world: &W, opening: &mut Opening) -> Result<Option<Refusal>, 
         // kernel keeps it on an answer whose source it has just changed back (a
         // Service's), or the configuration has changed since.
         Sender::Stranger | Sender::Excluded => return Ok(Some(Refusal::Pass)),
+        // It was marked for a session that has ended since: the kernel has kept its source from
+        // masquerade, so that it would leave as nobody's. Repeated it is not marked.
+        Sender::Draining if arrival.way == Way::Stack => return Err(Reason::Contention),
+        Sender::Draining => return Ok(Some(Refusal::Pass)),
     }
     opening.hop = Hop::EMPTY;
     if arrival.way != Way::Stack {

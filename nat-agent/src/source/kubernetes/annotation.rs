@@ -1,9 +1,11 @@
-//! `natctl.io/egress-ip`: what a pod asks for, on itself or by its namespace.
+//! `natctl.io/egress-ip` and `natctl.io/cutover`: what a pod asks for, on itself or by its namespace.
 
 use std::net::{IpAddr, Ipv4Addr};
 
 /// The annotation's key.
 pub const KEY: &str = "natctl.io/egress-ip";
+/// The key of the annotation that says what becomes of a pod's flows when its address changes.
+pub const CUTOVER: &str = "natctl.io/cutover";
 /// What opts a pod out of its namespace's annotation.
 const NONE: &str = "none";
 
@@ -18,7 +20,33 @@ pub enum Wish {
     Pool(String),
 }
 
-/// Reads the annotation; a pod's own goes before its namespace's.
+/// What becomes of a pod's flows when it gets another egress address, or none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cutover {
+    /// They keep the address that they have until they end.
+    #[default]
+    Drain,
+    /// They end at once.
+    Immediate,
+}
+
+/// Reads the annotation [`CUTOVER`]; a pod's own goes before its namespace's.
+///
+/// # Errors
+///
+/// What is wrong; what to do.
+pub fn cutover(pod: Option<&str>, namespace: Option<&str>) -> Result<Cutover, String> {
+    match pod.or(namespace).map(str::trim) {
+        None | Some("drain") => Ok(Cutover::Drain),
+        Some("immediate") => Ok(Cutover::Immediate),
+        Some(text) => Err(format!(
+            "{CUTOVER}: `{}` is neither drain nor immediate; flows are drained",
+            text.escape_debug()
+        )),
+    }
+}
+
+/// Reads the annotation [`KEY`]; a pod's own goes before its namespace's.
 ///
 /// # Errors
 ///
@@ -144,6 +172,18 @@ mod tests {
             wish(Some("?"), Some("office")).is_err(),
             "a mistake is no wish for the default"
         );
+    }
+
+    #[test]
+    fn flows_are_drained_unless_they_are_to_end() {
+        assert_eq!(cutover(None, None), Ok(Cutover::Drain));
+        assert_eq!(cutover(None, Some("immediate")), Ok(Cutover::Immediate));
+        assert_eq!(
+            cutover(Some("drain"), Some("immediate")),
+            Ok(Cutover::Drain)
+        );
+        let problem = cutover(Some("now"), Some("immediate")).unwrap_err();
+        assert!(problem.contains("flows are drained"), "{problem}");
     }
 
     proptest! {

@@ -242,6 +242,7 @@ impl Kubernetes {
             left_alone: self.settings.guard.then_some(&self.resolved.left_alone),
             facts: view.facts,
             state: view.state,
+            talking: view.talking,
         });
         memory.clone_from(&self.resolved.memory);
         self.guard = self.guard(&known.world, &learned, &judged);
@@ -483,10 +484,9 @@ fn news(
                 news.push((said, Some(trouble.clone())));
             }
             (None, Some(_)) => {
-                let Some(client) = resolved.clients.iter().find(|client| client.name == *path)
-                else {
-                    continue;
-                };
+                let mut clients = resolved.clients.iter();
+                let client = clients.find(|client| client.name == *path && !client.draining);
+                let Some(client) = client else { continue };
                 let served = client.address.filter(|address| !address.is_unspecified());
                 let Some(address) = served else { continue };
                 let note = format!("its packets leave as {address} now");

@@ -44,6 +44,8 @@ pub struct Pod {
     pub wish: Option<String>,
     /// The uid by which the node knows a static pod, of which this object is a picture.
     pub static_uid: Option<String>,
+    /// What it says should become of its flows.
+    pub cutover: Option<String>,
     /// What the CNI plugin has said of it that the API does not show yet.
     pub arrival: Option<Arrival>,
 }
@@ -108,6 +110,7 @@ impl From<&core::Pod> for Pod {
             wish: pod.annotations().get(annotation::KEY).cloned(),
             static_uid: pod.annotations().get(MIRROR).cloned(),
             arrival: None,
+            cutover: pod.annotations().get(annotation::CUTOVER).cloned(),
         }
     }
 }
@@ -119,6 +122,8 @@ pub struct Namespace {
     pub labels: Labels,
     /// Its annotation: the default of its pods.
     pub wish: Option<String>,
+    /// What should become of its pods' flows, likewise.
+    pub cutover: Option<String>,
 }
 
 impl From<&core::Namespace> for Namespace {
@@ -126,6 +131,7 @@ impl From<&core::Namespace> for Namespace {
         Self {
             labels: namespace.labels().clone(),
             wish: namespace.annotations().get(annotation::KEY).cloned(),
+            cutover: namespace.annotations().get(annotation::CUTOVER).cloned(),
         }
     }
 }

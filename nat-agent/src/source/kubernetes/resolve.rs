@@ -11,7 +11,7 @@ use ipnet::{IpNet, Ipv4Net};
 use kube::core::SelectorExt;
 
 use super::{
-    annotation::{self, Wish},
+    annotation::{self, Cutover, Wish},
     arrivals::Arrivals,
     claims::{Claims, Standing},
     judge::Judged,
@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     desired::draw,
-    diff::State,
+    diff::{ClientState, State},
     facts::Facts,
     snapshot::{Client, Path, Pool, Timers, defaults},
 };
@@ -97,6 +97,8 @@ pub struct Input<'a> {
     pub facts: &'a Facts,
     /// Its tables: clients keep the links they have while nothing better is known.
     pub state: &'a State,
+    /// Numbers of the clients that may have sessions.
+    pub talking: &'a BTreeSet<u16>,
 }
 
 /// What came of it.
@@ -126,6 +128,8 @@ struct Fate {
     /// What this node has to claim, for the pod to be served later.
     claim: Option<Ipv4Addr>,
     trouble: Option<Trouble>,
+    /// It asks for nothing any more, and has flows.
+    draining: bool,
 }
 
 impl Fate {
@@ -135,6 +139,7 @@ impl Fate {
             egress: Some(egress),
             claim: None,
             trouble: None,
+            draining: false,
         }
     }
 
@@ -144,6 +149,7 @@ impl Fate {
             egress: None,
             claim: None,
             trouble: Some(trouble),
+            draining: false,
         }
     }
 
@@ -230,17 +236,13 @@ impl Resolver<'_> {
             return;
         }
         let claim = fate.claim.or(fate.egress);
+        let claim = claim.filter(|address| self.has(&fate.pool, *address));
         resolved
             .wanted
             .extend(claim.map(|address| (fate.pool.clone(), address)));
         self.remember(&path, source, &fate, resolved);
         let device = self.device(pod, source, resolved);
-        let trouble = match device {
-            Ok(_) => fate.trouble.or_else(|| {
-                (pod.addresses.len() > 1 && two_families(pod)).then_some(Trouble::Ipv6Too)
-            }),
-            Err(ref missing) => fate.trouble.or(Some(Trouble::Link(missing.clone()))),
-        };
+        let trouble = self.trouble(pod, &fate, device.as_ref().err());
         resolved
             .troubles
             .extend(trouble.map(|trouble| (path.clone(), trouble)));
@@ -251,6 +253,8 @@ impl Resolver<'_> {
             pool: fate.pool,
             // Blocked: an address that no pool has.
             address: Some(fate.egress.unwrap_or(Ipv4Addr::UNSPECIFIED).into()),
+            draining: fate.draining,
+            cut_over: self.cutover(pod) == Ok(Cutover::Immediate),
         });
     }
 
@@ -289,6 +293,15 @@ impl Resolver<'_> {
         }
     }
 
+    /// What there is to say of the pod: the worst of it.
+    fn trouble(&self, pod: &Pod, fate: &Fate, missing: Option<&link::Missing>) -> Option<Trouble> {
+        let trouble = fate.trouble.clone();
+        let trouble = trouble.or_else(|| missing.cloned().map(Trouble::Link));
+        let trouble = trouble.or_else(|| self.cutover(pod).err().map(Trouble::Cutover));
+        let both = pod.addresses.len() > 1 && two_families(pod) && !fate.draining;
+        trouble.or_else(|| both.then_some(Trouble::Ipv6Too))
+    }
+
     fn remember(&self, path: &str, source: Ipv4Addr, fate: &Fate, resolved: &mut Resolved) {
         let served = fate.egress.map(|egress| Served {
             source,
@@ -317,10 +330,8 @@ impl Resolver<'_> {
         {
             return Ok(name);
         }
-        let client = self.input.state.clients.get(&pod.path());
-        let known = client
-            .filter(|client| client.entry.addresses.contains(&Ipv4Net::from(source)))
-            .map(|client| client.entry.ifindex);
+        let known = self.known(&pod.path(), source);
+        let known = known.map(|client| client.entry.ifindex);
         let found = link::host_side(source, self.input.facts, known);
         if let Err(missing) = &found {
             let sought = missing.sought().map(|ifindex| (ifindex, source));
@@ -329,16 +340,53 @@ impl Resolver<'_> {
         found
     }
 
-    /// What is to happen with the pod; `None` if it asks for nothing.
+    /// The pod as the tables know it: one that has another address is another pod.
+    fn known(&self, path: &str, source: Ipv4Addr) -> Option<&ClientState> {
+        let client = self.input.state.clients.get(path)?;
+        let same = client.entry.addresses.contains(&Ipv4Net::from(source));
+        same.then_some(client)
+    }
+
+    fn cutover(&self, pod: &Pod) -> Result<Cutover, String> {
+        let namespace = self.input.world.namespaces.get(&pod.namespace);
+        let default = namespace.and_then(|namespace| namespace.cutover.as_deref());
+        annotation::cutover(pod.cutover.as_deref(), default)
+    }
+
+    /// What is to happen with the pod; `None` if it is no client.
     fn fate(&self, pod: &Pod) -> Option<Fate> {
         let namespace = self.input.world.namespaces.get(&pod.namespace);
         let default = namespace.and_then(|namespace| namespace.wish.as_deref());
         match annotation::wish(pod.wish.as_deref(), default) {
-            Ok(Wish::Nothing) => None,
+            Ok(Wish::Nothing) => self.drained(pod),
             Ok(Wish::Addresses(addresses)) => Some(self.listed(pod, &addresses)),
             Ok(Wish::Pool(name)) => Some(self.pooled(pod, &name)),
             Err(problem) => Some(self.fall_back(pod, Trouble::Annotation(problem))),
         }
+    }
+
+    /// A client that asks for nothing any more: its flows go on until they end, by the address that
+    /// they have. Told by the tables alone, so that a restart changes nothing.
+    fn drained(&self, pod: &Pod) -> Option<Fate> {
+        let client = self.known(&pod.path(), pod.address()?)?;
+        let ended = client.entry.draining && !self.input.talking.contains(&client.index);
+        if ended || self.cutover(pod) == Ok(Cutover::Immediate) {
+            return None;
+        }
+        let (name, egress) = (&client.entry.pool, client.entry.egress);
+        let judged = self.input.pools.get(name);
+        let spec = judged.and_then(|judged| judged.spec.as_ref());
+        let theirs = matches!(
+            self.input.claims.standing(name, egress),
+            Standing::Theirs(_)
+        );
+        Some(Fate {
+            pool: spec.map_or(NO_POOL, |_| name).to_owned(),
+            egress: (!theirs && !egress.is_unspecified()).then_some(egress),
+            claim: None,
+            trouble: None,
+            draining: true,
+        })
     }
 
     /// The first address that can be used. One that the pod has is kept while it is on the list.
@@ -452,6 +500,13 @@ impl Resolver<'_> {
         let spec = self.usable(pod, &before.pool).ok()?;
         let ours = self.input.claims.standing(&before.pool, before.egress) == Standing::Ours;
         (ours && spec.contains(before.egress)).then_some(before)
+    }
+
+    /// Whether the pool has this address: a draining client's may have been taken from it.
+    fn has(&self, pool: &str, address: Ipv4Addr) -> bool {
+        let judged = self.input.pools.get(pool);
+        let spec = judged.and_then(|judged| judged.spec.as_ref());
+        spec.is_some_and(|spec| spec.contains(address))
     }
 
     /// The pool of an address, if the pod may use it.

@@ -41,6 +41,8 @@ struct Lab {
     memory: Memory,
     arrivals: Arrivals,
     left_alone: LeftAlone,
+    /// Numbers of the clients that have sessions.
+    talking: BTreeSet<u16>,
     accepted: Accepted,
     observer: Observer,
     /// Whether claims are written, and come back.
@@ -60,6 +62,7 @@ impl Lab {
             memory: Memory::default(),
             arrivals: Arrivals::default(),
             left_alone: LeftAlone::default(),
+            talking: BTreeSet::new(),
             accepted: Accepted::default(),
             observer: Observer::default(),
             writes: true,
@@ -74,7 +77,10 @@ impl Lab {
             lab.world.nodes.insert(name.to_owned(), node);
         }
         let labels = [("egress".to_owned(), "office".to_owned())].into();
-        let shop = Namespace { labels, wish: None };
+        let shop = Namespace {
+            labels,
+            ..Namespace::default()
+        };
         lab.world.namespaces.insert("shop".to_owned(), shop);
         lab.world
             .namespaces
@@ -220,6 +226,7 @@ impl Lab {
             left_alone: Some(&self.left_alone),
             facts: &self.facts,
             state: &self.state,
+            talking: &self.talking,
         });
         let in_use = self.state.slices.keys().copied().collect();
         let changes = claims.changes(&resolved.wanted, &in_use, "now");
@@ -378,6 +385,126 @@ fn what_was_is_known_after_a_restart() {
     lab.pod("shop/web-0", 8, "?");
     lab.run();
     assert!(lab.blocked("shop/web-0"));
+}
+
+/// A pod with an address and flows, that asks for nothing any more.
+fn removed() -> (Lab, Resolved, Vec<Operation>) {
+    let mut lab = Lab::new();
+    lab.pod("shop/web-0", 7, "203.0.113.11");
+    lab.run();
+    lab.talking.insert(lab.state.clients["shop/web-0"].index);
+    lab.world.pods.get_mut("shop/web-0").unwrap().wish = None;
+    let (resolved, operations) = lab.run();
+    (lab, resolved, operations)
+}
+
+#[test]
+fn an_annotation_that_is_removed_lets_flows_end() {
+    let (mut lab, resolved, operations) = removed();
+    let client = &lab.state.clients["shop/web-0"];
+    assert!(client.entry.draining && client.entry.ifindex == 107);
+    assert_eq!(lab.egress("shop/web-0"), Some(ip(11)));
+    assert!(
+        matches!(operations[..], [Operation::SetClient(..)]),
+        "{operations:?}"
+    );
+    assert_eq!(resolved.troubles, BTreeMap::new());
+    // All that is known of it is in the tables.
+    lab.memory = resolve::remembered(&lab.state);
+    lab.accepted = Accepted::default();
+    let (_, operations) = lab.run();
+    assert_eq!(operations, []);
+    assert_eq!(lab.world.pools["office"].status.slices.len(), 1);
+    lab.talking.clear();
+    lab.run();
+    assert!(lab.state.clients.is_empty());
+    lab.run();
+    assert!(lab.world.pools["office"].status.slices.is_empty());
+}
+
+#[test]
+fn none_and_a_namespaces_default_that_is_removed_drain_as_well() {
+    let mut lab = Lab::new();
+    lab.world.namespaces.get_mut("shop").unwrap().wish = Some("office".into());
+    lab.pod("shop/a", 7, "");
+    lab.pod("shop/b", 8, "");
+    lab.run();
+    lab.talking = [0, 1].into();
+    lab.world.pods.get_mut("shop/a").unwrap().wish = Some("none".into());
+    lab.run();
+    assert!(lab.state.clients["shop/a"].entry.draining);
+    assert!(!lab.state.clients["shop/b"].entry.draining);
+    lab.world.namespaces.get_mut("shop").unwrap().wish = None;
+    lab.run();
+    assert!(lab.state.clients["shop/b"].entry.draining);
+}
+
+#[test]
+fn a_draining_pod_that_asks_again_is_served_as_before() {
+    let (mut lab, ..) = removed();
+    lab.world.pods.get_mut("shop/web-0").unwrap().wish = Some("office".into());
+    let (_, operations) = lab.run();
+    assert!(!lab.state.clients["shop/web-0"].entry.draining);
+    assert_eq!(lab.egress("shop/web-0"), Some(ip(11)));
+    assert_eq!(operations.len(), 1, "{operations:?}");
+}
+
+#[test]
+fn a_pod_that_is_gone_does_not_drain() {
+    let gone: [fn(&mut Lab); 3] = [
+        |lab| drop(lab.world.pods.remove("shop/web-0")),
+        |lab| lab.world.pods.get_mut("shop/web-0").unwrap().finished = true,
+        |lab| {
+            lab.pod("shop/web-0", 8, "");
+        },
+    ];
+    for gone in gone {
+        let (mut lab, ..) = removed();
+        gone(&mut lab);
+        lab.run();
+        assert!(lab.state.clients.is_empty());
+    }
+}
+
+#[test]
+fn flows_drain_without_their_pool() {
+    let (mut lab, ..) = removed();
+    lab.world.pools.remove("office");
+    let (resolved, _) = lab.run();
+    let client = client(&resolved, "shop/web-0").unwrap();
+    assert!(client.draining);
+    assert_eq!(client.pool, NO_POOL);
+    assert!(resolved.wanted.is_empty(), "{:?}", resolved.wanted);
+}
+
+#[test]
+fn a_cutover_ends_flows_at_once() {
+    let on_the_pod: fn(&mut Lab) = |lab| {
+        lab.world.pods.get_mut("shop/web-0").unwrap().cutover = Some("immediate".into());
+    };
+    let on_the_namespace: fn(&mut Lab) = |lab| {
+        lab.world.namespaces.get_mut("shop").unwrap().cutover = Some("immediate".into());
+    };
+    for immediate in [on_the_pod, on_the_namespace] {
+        let (mut lab, ..) = removed();
+        immediate(&mut lab);
+        lab.run();
+        assert!(lab.state.clients.is_empty());
+        lab.world.pods.get_mut("shop/web-0").unwrap().wish = Some("203.0.113.10".into());
+        lab.run();
+        assert!(lab.state.clients["shop/web-0"].entry.cut_over);
+    }
+}
+
+#[test]
+fn a_cutover_that_cannot_be_meant_drains_and_is_told() {
+    let (mut lab, ..) = removed();
+    lab.world.pods.get_mut("shop/web-0").unwrap().cutover = Some("now".into());
+    let (resolved, _) = lab.run();
+    assert!(lab.state.clients["shop/web-0"].entry.draining);
+    assert_eq!(reason(&resolved, "shop/web-0"), Some("InvalidAnnotation"));
+    let words = resolved.troubles["shop/web-0"].words();
+    assert!(words.starts_with("natctl.io/cutover: `now`"), "{words}");
 }
 
 #[test]

@@ -11,6 +11,8 @@ use super::link::Missing;
 pub enum Trouble {
     /// It says something that cannot be meant.
     Annotation(String),
+    /// What it says about its flows cannot be meant.
+    Cutover(String),
     /// There is no pool of this name.
     NoSuchPool(String),
     /// The address is in no pool.
@@ -65,7 +67,7 @@ impl Trouble {
     /// The Event's reason.
     pub const fn reason(&self) -> &'static str {
         match self {
-            Self::Annotation(_) => "InvalidAnnotation",
+            Self::Annotation(_) | Self::Cutover(_) => "InvalidAnnotation",
             Self::NoSuchPool(_) => "NoSuchPool",
             Self::NoPoolHasAddress(_) => "AddressInNoPool",
             Self::PoolRefused(..) => "PoolRefused",
@@ -93,6 +95,7 @@ impl Trouble {
     pub fn words(&self) -> String {
         match self {
             Self::Annotation(problem) => format!("natctl.io/egress-ip {problem}"),
+            Self::Cutover(problem) => problem.clone(),
             Self::NoSuchPool(pool) => format!(
                 "there is no EgressPool {pool}; name one that `kubectl get egresspools` lists, or \
                  make it"
@@ -144,6 +147,7 @@ mod tests {
         let link = Missing::Route;
         vec![
             Trouble::Annotation(text()),
+            Trouble::Cutover("x; y".to_owned()),
             Trouble::NoSuchPool(text()),
             Trouble::NoPoolHasAddress(Ipv4Addr::LOCALHOST),
             Trouble::PoolRefused(text(), text()),
