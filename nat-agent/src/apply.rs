@@ -15,7 +15,7 @@ use nat_common::abi::{
     PAGE_BLOCKS, PROTOCOLS, Page, Pages, Pool, Slice,
 };
 use rand::{Rng, seq::SliceRandom};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     bpf::{layout::FIRST_PORT, pins::Pins, sys, tables::Tables},
@@ -184,6 +184,12 @@ fn set_address(tables: &Tables, address: Ipv4Addr, own: bool) -> Result<()> {
 fn remove_slice(tables: &Tables, pins: &Pins, address: Ipv4Addr, state: &SliceState) -> Result<()> {
     tables.addresses.delete(&address.octets())?;
     tables.slices.set(&state.index, &Slice::default())?;
+    thread::sleep(GRACE);
+    let ended = purge::address(tables, address)?;
+    if ended > 0 {
+        warn!("egress address {address} is given up: {ended} sessions have ended with it");
+    }
+    forget_blocks(tables, state);
     for place in 0..PROTOCOLS {
         let number = state.index * PROTOCOLS + place;
         tables.free_blocks.delete(&number)?;
@@ -192,8 +198,22 @@ fn remove_slice(tables: &Tables, pins: &Pins, address: Ipv4Addr, state: &SliceSt
             std::fs::remove_file(&path)?;
         }
     }
-    thread::sleep(GRACE);
     Ok(())
+}
+
+/// Takes a slice's blocks from the clients that hold them: their numbers will be another slice's.
+fn forget_blocks(tables: &Tables, state: &SliceState) {
+    let blocks = state.first_block..state.first_block + state.blocks() * PROTOCOLS;
+    for page in (0..tables.pages.len()).filter_map(|number| tables.pages.get(number)) {
+        let held = page.held.load();
+        for slot in (0..PAGE_BLOCKS).filter(|slot| held & (1 << slot) != 0) {
+            if blocks.contains(&page.blocks[slot].get()) {
+                page.open.fetch_and(!(1 << slot));
+                page.blocks[slot].set(NONE);
+                page.held.fetch_and(!(1 << slot));
+            }
+        }
+    }
 }
 
 /// The sources first: from then on new packets are refused or a stranger's.

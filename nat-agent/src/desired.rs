@@ -75,6 +75,8 @@ pub struct Desired {
     pub pools: BTreeMap<String, PoolEntry>,
     /// Egress addresses.
     pub slices: BTreeMap<Ipv4Addr, SliceEntry>,
+    /// Egress addresses to be given up although sessions use them.
+    pub lost: BTreeSet<Ipv4Addr>,
     /// Clients by name.
     pub clients: BTreeMap<String, ClientEntry>,
     /// Devices by number.
@@ -94,7 +96,10 @@ pub fn desired(
     facts: &Facts,
     current: &BTreeMap<String, Ipv4Addr>,
 ) -> Desired {
-    let mut desired = Desired::default();
+    let mut desired = Desired {
+        lost: snapshot.lost.iter().copied().collect(),
+        ..Desired::default()
+    };
     if !facts.forwarding {
         desired.problems.push(
             "the kernel forwards nothing, so no client reaches anybody: run \

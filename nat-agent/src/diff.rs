@@ -70,7 +70,7 @@ pub enum Operation {
     AddSlice(Ipv4Addr, SliceState),
     /// The address became the node's own, or ceased to be, or has another pool.
     SetSlice(Ipv4Addr, SliceState),
-    /// Gives an egress address up; nothing uses it.
+    /// Gives an egress address up; what sessions use it end.
     RemoveSlice(Ipv4Addr, SliceState),
     /// Writes a device.
     SetDevice(u32, Device),
@@ -129,7 +129,7 @@ pub struct Plan {
 }
 
 /// Plans the way from `state` to `desired`. Egress addresses in `busy` still
-/// carry sessions and are kept until these have ended.
+/// carry sessions and are kept until these have ended, but for the lost ones.
 pub fn diff(state: &State, desired: &Desired, busy: &BTreeSet<Ipv4Addr>, limits: &Limits) -> Plan {
     let mut planner = Planner {
         state: state.clone(),
@@ -337,7 +337,7 @@ impl Planner<'_> {
             if desired.slices.contains_key(&address) {
                 continue;
             }
-            if self.busy.contains(&address) {
+            if self.busy.contains(&address) && !desired.lost.contains(&address) {
                 self.problem(format!(
                     "egress address {address} is no longer configured and stays until its \
                      sessions have ended"

@@ -1,6 +1,6 @@
 //! Sessions ended before their time: their client is gone, or has moved.
 
-use std::{collections::BTreeSet, thread};
+use std::{collections::BTreeSet, net::Ipv4Addr, thread};
 
 use anyhow::Result;
 use ipnet::Ipv4Net;
@@ -17,7 +17,7 @@ pub fn sources(tables: &Tables, index: u16, sources: &BTreeSet<Ipv4Net>) -> Resu
     let from = |address: [u8; 4]| {
         sources
             .iter()
-            .any(|net| net.contains(&std::net::Ipv4Addr::from(address)))
+            .any(|net| net.contains(&Ipv4Addr::from(address)))
     };
     let mut ending = Vec::new();
     tables.forward.for_each(|key, half| {
@@ -46,6 +46,29 @@ pub fn misplaced(tables: &Tables, client: &ClientState) {
         }
     });
     end(tables, &ending);
+}
+
+/// Ends all sessions of an egress address; how many they were.
+///
+/// # Errors
+/// The kernel's.
+pub fn address(tables: &Tables, address: Ipv4Addr) -> Result<usize> {
+    let address = address.octets();
+    let mut ending = Vec::new();
+    tables.forward.for_each(|key, half| {
+        if half.address == address {
+            ending.push((*key, reverse_key(key, half.address, half.port)));
+        }
+    });
+    end(tables, &ending);
+    let mut mappings: Vec<MappingKey> = Vec::new();
+    tables.mappings.for_each(|key, mapping| {
+        if mapping.address == address {
+            mappings.push(*key);
+        }
+    })?;
+    tables.mappings.delete_all(&mappings)?;
+    Ok(ending.len())
 }
 
 /// Ends a client's sessions that have another egress address than it has now.

@@ -5,7 +5,7 @@
 //! are unique, its addresses do not overlap, and every client's pool exists. [`defaults`] holds
 //! every default and [`bounds`] every limit, so that all sources agree on them.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
@@ -20,6 +20,8 @@ pub struct Snapshot {
     pub pools: Vec<Pool>,
     /// Whose packets are translated. No address belongs to two clients.
     pub clients: Vec<Client>,
+    /// Egress addresses that are somebody else's now: given up at once, whatever uses them.
+    pub lost: Vec<Ipv4Addr>,
     /// Destinations that are left alone whichever pool a client has: they are within the cluster.
     pub cluster_ranges: Vec<IpNet>,
     /// Sizes of the BPF tables.
@@ -108,6 +110,7 @@ impl Settings {
             devices: self.devices,
             pools,
             clients,
+            lost: Vec::new(),
             cluster_ranges: self.cluster_ranges,
             limits: self.limits,
             mark_bit: self.mark_bit,

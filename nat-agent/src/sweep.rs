@@ -48,8 +48,9 @@ pub struct Swept {
 /// The sweep's memory: since when ports rest.
 #[derive(Debug, Default)]
 pub struct Sweep {
-    /// Tick since which each port of a slice and protocol has rested; 0: it does not.
-    resting: HashMap<(u32, u32), Vec<u32>>,
+    /// Tick since which each port has rested, by its slice's key and its protocol; 0: it does not.
+    /// (A slice's number may be another slice's by the next sweep; its key is random.)
+    resting: HashMap<(u64, u32), Vec<u32>>,
 }
 
 impl Sweep {
@@ -77,7 +78,10 @@ impl Sweep {
         swept: &mut Swept,
     ) -> Result<()> {
         let homes = homes(tables)?;
-        for (number, slice) in tables.used_slices()? {
+        let slices = tables.used_slices()?;
+        let keys: BTreeSet<u64> = slices.iter().map(|(_, slice)| slice.key).collect();
+        self.resting.retain(|(key, _), _| keys.contains(key));
+        for (number, slice) in slices {
             let rest = pools.get(&slice.pool).map_or(REST, |pool| pool.rest);
             let rest = Duration::from_secs(u64::from(rest));
             for place in 0..PROTOCOLS {
@@ -90,7 +94,7 @@ impl Sweep {
                     place,
                     rest,
                 };
-                let resting = self.resting.entry((number, place)).or_default();
+                let resting = self.resting.entry((slice.key, place)).or_default();
                 collector.take_used();
                 if collector.collect(resting) {
                     swept.busy.insert(slice.address.into());

@@ -78,6 +78,7 @@ fn snapshot(devices: Vec<Device>, pools: Vec<Pool>, clients: Vec<Client>) -> Sna
         devices,
         pools,
         clients,
+        lost: vec![],
         cluster_ranges: vec!["10.96.0.0/12".parse().unwrap()],
         limits: LIMITS,
         mark_bit: defaults::MARK_BIT,
@@ -325,6 +326,29 @@ fn what_does_not_fit_is_said_and_the_rest_is_done() {
         plan.problems[0].contains("limits.addresses"),
         "{:?}",
         plan.problems
+    );
+}
+
+#[test]
+fn a_lost_address_is_given_up_although_it_is_busy() {
+    let pools = |count| vec![pool("a", 10, count, 128, 64, Path::Stack)];
+    let mut state = State::default();
+    let (_, operations) = plan_for(&state, &snapshot(vec![outside()], pools(2), vec![]));
+    carry_out(&mut state, &operations);
+    let busy: BTreeSet<Ipv4Addr> = state.slices.keys().copied().collect();
+    let address = Ipv4Addr::new(203, 0, 113, 11);
+    let mut without = snapshot(vec![outside()], pools(1), vec![]);
+    let wanted = desired(&without, &facts(), &BTreeMap::new());
+    let plan = diff(&state, &wanted, &busy, &LIMITS);
+    assert!(plan.operations.is_empty() && plan.problems.len() == 1);
+    without.lost = vec![address];
+    let wanted = desired(&without, &facts(), &BTreeMap::new());
+    let plan = diff(&state, &wanted, &busy, &LIMITS);
+    assert_eq!(plan.problems, Vec::<String>::new());
+    assert!(
+        matches!(plan.operations[..], [Operation::RemoveSlice(lost, _)] if lost == address),
+        "{:?}",
+        plan.operations
     );
 }
 

@@ -155,6 +155,35 @@ fn flows_are_cut(cluster: &Cluster) -> Result<()> {
     pod.delete()
 }
 
+/// Another node's claim to an address ends the flows that this node has there.
+fn a_claim_is_lost(cluster: &Cluster) -> Result<()> {
+    let [first, second] = [cluster.node(1)?, cluster.node(2)?];
+    let loser = Pod::create(&first, cluster, "loser", "203.0.113.30")?;
+    loser.wait_seen_as(DRAINED)?;
+    let (_server, transfer) = transferring(cluster, &loser, TRANSFER + 30, 600)?;
+    let taker = Pod::create(&second, cluster, "taker", "203.0.113.30")?;
+    taker.wait_told("AddressInUse")?;
+    cluster.kubectl(&format!(
+        "patch egresspool brief --subresource=status --type=merge -p \
+         {{\"status\":{{\"slices\":[{{\"address\":\"{DRAINED}\",\"first\":1024,\"size\":64512,\
+         \"node\":\"{}\",\"renewed\":\"now\"}}]}}}}",
+        second.name()
+    ))?;
+    taker.wait_seen_as(DRAINED)?;
+    let flows = natctl(cluster, &first, "flows -o json --client loser")?;
+    ensure!(!flows.contains(&(TRANSFER + 30).to_string()), "{flows}");
+    let status = natctl(cluster, &first, "status")?;
+    let address = DRAINED.to_string();
+    ensure!(
+        !status.lines().any(|line| line.starts_with(&address)),
+        "{status}"
+    );
+    loser.wait_told("AddressInUse")?;
+    transfer.kill()?;
+    taker.delete()?;
+    loser.delete()
+}
+
 fn natctl(cluster: &Cluster, node: &Node<'_>, arguments: &str) -> Result<String> {
     let agent = deploy::agent_on(cluster, node)?;
     cluster.kubectl(&format!(
@@ -427,6 +456,7 @@ fn pods_get_what_they_ask_for() -> Result<()> {
     annotations_change(&cluster)?;
     flows_are_drained(&cluster, &sniffer)?;
     flows_are_cut(&cluster)?;
+    a_claim_is_lost(&cluster)?;
     another_nodes_address(&cluster, &sniffer)?;
     a_foreign_namespace(&cluster, &sniffer)?;
     policies_stay_in_force(&cluster, &pods)?;

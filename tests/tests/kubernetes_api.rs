@@ -167,6 +167,7 @@ impl Lab {
             facts: facts(node),
             state: State::default(),
             talking: BTreeSet::new(),
+            busy: BTreeSet::new(),
         })
     }
 
@@ -241,6 +242,8 @@ struct Agent {
     state: State,
     /// Numbers of the clients that have sessions.
     talking: BTreeSet<u16>,
+    /// Egress addresses that sessions use.
+    busy: BTreeSet<Ipv4Addr>,
 }
 
 impl Agent {
@@ -259,7 +262,7 @@ impl Agent {
 
     fn carry_out(&mut self, snapshot: &Snapshot) {
         let wanted = desired(snapshot, &self.facts, &self.state.egress());
-        let plan = diff(&self.state, &wanted, &BTreeSet::new(), &snapshot.limits);
+        let plan = diff(&self.state, &wanted, &self.busy, &snapshot.limits);
         plan.operations
             .iter()
             .for_each(|operation| self.state.apply(operation));
@@ -541,6 +544,108 @@ async fn of_two_nodes_that_want_an_address_one_gets_it() -> Result<()> {
         Ok(())
     })
     .await
+}
+
+/// A claim that another node has now ends what uses the address here, sessions or not.
+#[tokio::test]
+async fn a_lost_claim_ends_what_uses_the_address() -> Result<()> {
+    let lab = Lab::start().await?;
+    lab.pool("office", office()).await?;
+    lab.pod("shop/web-0", 1, 7, "203.0.113.10").await?;
+    let address = Ipv4Addr::new(203, 0, 113, 10);
+    let mut agent = lab.agent(1)?;
+    agent
+        .until("the pod is served", |agent, _| {
+            agent.egress("shop/web-0").is_some()
+        })
+        .await?;
+    agent.busy.insert(address);
+    let index = agent.state.clients["shop/web-0"].index;
+    agent.talking.insert(index);
+    claim(&lab, "n2").await?;
+    let answer = agent
+        .until("the address is given up", |agent, _| {
+            agent.state.slices.is_empty()
+        })
+        .await?;
+    let Answer::Snapshot(snapshot) = answer else {
+        bail!("no snapshot: {answer:?}")
+    };
+    ensure!(snapshot.lost == [address], "{:?}", snapshot.lost);
+    ensure!(agent.egress("shop/web-0").is_none());
+    eventually("the pod is told", async || {
+        agent.ask();
+        let events = lab.events("shop/web-0").await?;
+        ensure!(events.contains("AddressInUse"), "{events:?}");
+        Ok(())
+    })
+    .await?;
+    // It is not fought over: the claim stays the other's until it is given up.
+    let pools = Api::<EgressPool>::all(lab.client.clone());
+    let holder = async || {
+        let status = pools.get("office").await?.status.unwrap_or_default();
+        let slices = status.slices.into_iter();
+        Ok::<_, anyhow::Error>(slices.map(|claim| claim.node).collect::<Vec<_>>())
+    };
+    ensure!(holder().await? == ["n2"]);
+    let none = json!({"status": {"slices": []}});
+    patch_status(&pools, "office", none).await?;
+    agent
+        .until("the pod is served again", |agent, _| {
+            agent.egress("shop/web-0").is_some()
+        })
+        .await?;
+    ensure!(holder().await? == ["n1"]);
+    Ok(())
+}
+
+/// A node claims the pool's only address, as its agent would.
+async fn claim(lab: &Lab, node: &str) -> Result<()> {
+    let pools = Api::<EgressPool>::all(lab.client.clone());
+    let claim = json!({"address": "203.0.113.10", "first": 1024, "size": 64512, "node": node,
+        "renewed": "now"});
+    patch_status(&pools, "office", json!({"status": {"slices": [claim]}})).await
+}
+
+/// The annotation is removed while the pod has sessions, and the agent starts anew meanwhile.
+#[tokio::test]
+async fn a_removed_annotation_drains() -> Result<()> {
+    let lab = Lab::start().await?;
+    lab.pool("office", office()).await?;
+    lab.pod("shop/web-0", 1, 7, "office").await?;
+    let mut agent = lab.agent(1)?;
+    agent
+        .until("the pod is served", |agent, _| {
+            agent.egress("shop/web-0").is_some()
+        })
+        .await?;
+    let index = agent.state.clients["shop/web-0"].index;
+    agent.talking.insert(index);
+    let annotate = async |annotations: Value| {
+        let patch = Patch::Merge(json!({"metadata": {"annotations": annotations}}));
+        let pods = lab.pods("shop");
+        pods.patch("web-0", &PatchParams::default(), &patch).await?;
+        Ok::<_, anyhow::Error>(())
+    };
+    annotate(json!({"natctl.io/egress-ip": null})).await?;
+    let draining = |agent: &Agent| {
+        let client = agent.state.clients.get("shop/web-0");
+        client.is_some_and(|client| client.entry.draining)
+    };
+    agent
+        .until("the pod drains", |agent, _| draining(agent))
+        .await?;
+    let mut next = lab.agent(1)?;
+    (next.state, next.talking) = (agent.state.clone(), agent.talking.clone());
+    drop(agent);
+    let listed = |answer: &Answer| matches!(answer, Answer::Snapshot(_));
+    next.until("it has listed", |_, answer| listed(answer))
+        .await?;
+    ensure!(draining(&next), "a restart ended the flows");
+    annotate(json!({"natctl.io/cutover": "immediate"})).await?;
+    next.until("its flows end", |next, _| next.state.clients.is_empty())
+        .await?;
+    Ok(())
 }
 
 #[tokio::test]

@@ -304,6 +304,7 @@ fn build(file: File) -> Option<Snapshot> {
         .collect::<Option<_>>()?;
     Some(Snapshot {
         clients,
+        lost: Vec::new(),
         cluster_ranges: file.cluster_ranges.iter().map(|net| net.value).collect(),
         devices: file
             .devices

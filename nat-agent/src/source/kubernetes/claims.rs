@@ -106,6 +106,15 @@ impl Claims<'_> {
         standing
     }
 
+    /// Those of the addresses that another node holds, in whichever pool.
+    pub fn lost<'b>(&self, used: impl Iterator<Item = &'b Ipv4Addr>) -> Vec<Ipv4Addr> {
+        let others = |address: &&Ipv4Addr| {
+            let mut claims = self.of(**address);
+            claims.any(|(pool, claim)| claim.node != self.node && !self.lapsed(pool, claim))
+        };
+        used.filter(others).copied().collect()
+    }
+
     /// The addresses of a pool that this node holds, in order.
     pub fn ours(&self, pool: &str) -> Vec<Ipv4Addr> {
         let claims = self.world.pools.get(pool).into_iter();

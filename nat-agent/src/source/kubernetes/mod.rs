@@ -246,6 +246,7 @@ impl Kubernetes {
         });
         memory.clone_from(&self.resolved.memory);
         self.guard = self.guard(&known.world, &learned, &judged);
+        let lost = claims.lost(view.state.slices.keys());
         if known.silent.is_empty() {
             let in_use: BTreeSet<Ipv4Addr> = view.state.slices.keys().copied().collect();
             let time = Timestamp::now();
@@ -254,7 +255,10 @@ impl Kubernetes {
             let told = self.news(&known);
             self.write(claims, conditions, told);
         }
-        Answer::Snapshot(Box::new(self.snapshot(&learned, view.facts)))
+        Answer::Snapshot(Box::new(Snapshot {
+            lost,
+            ..self.snapshot(&learned, view.facts)
+        }))
     }
 
     /// Looks after what the CNI plugin needs.

@@ -43,6 +43,8 @@ struct Lab {
     left_alone: LeftAlone,
     /// Numbers of the clients that have sessions.
     talking: BTreeSet<u16>,
+    /// Egress addresses that sessions use.
+    busy: BTreeSet<Ipv4Addr>,
     accepted: Accepted,
     observer: Observer,
     /// Whether claims are written, and come back.
@@ -63,6 +65,7 @@ impl Lab {
             arrivals: Arrivals::default(),
             left_alone: LeftAlone::default(),
             talking: BTreeSet::new(),
+            busy: BTreeSet::new(),
             accepted: Accepted::default(),
             observer: Observer::default(),
             writes: true,
@@ -233,6 +236,16 @@ impl Lab {
         (resolved, changes)
     }
 
+    fn lost(&self) -> Vec<Ipv4Addr> {
+        let claims = Claims {
+            node: ME,
+            world: &self.world,
+            observer: &self.observer,
+            now: Duration::ZERO,
+        };
+        claims.lost(self.state.slices.keys())
+    }
+
     fn snapshot(&self, resolved: &Resolved) -> Snapshot {
         let settings = Settings {
             cluster_ranges: ranges::all(&ranges::learned(&self.world), &[]),
@@ -244,13 +257,16 @@ impl Lab {
             ..Guard::default()
         };
         let (pools, clients) = (&resolved.pools, &resolved.clients);
-        settings.with(pools.clone(), clients.clone(), Some(guard))
+        Snapshot {
+            lost: self.lost(),
+            ..settings.with(pools.clone(), clients.clone(), Some(guard))
+        }
     }
 
     fn carry_out(&mut self, resolved: &Resolved) -> Vec<Operation> {
         let snapshot = self.snapshot(resolved);
         let wanted = desired(&snapshot, &self.facts, &self.state.egress());
-        let plan = diff(&self.state, &wanted, &BTreeSet::new(), &snapshot.limits);
+        let plan = diff(&self.state, &wanted, &self.busy, &snapshot.limits);
         assert_eq!(plan.problems, Vec::<String>::new());
         for operation in &plan.operations {
             self.state.apply(operation);
@@ -629,6 +645,63 @@ fn an_address_is_not_used_before_the_claim_is_known_to_stand() {
     let (resolved, _) = lab.run();
     assert_eq!(reason(&resolved, "shop/web-0"), Some("Claiming"));
     assert!(lab.blocked("shop/web-0") && lab.state.slices.is_empty());
+}
+
+/// Another node has claimed the address of a pod here, which has sessions.
+fn robbed(asks: &str) -> (Lab, Vec<Operation>) {
+    let mut lab = Lab::new();
+    lab.pod("shop/web-0", 7, "203.0.113.10");
+    lab.run();
+    lab.talking.insert(lab.state.clients["shop/web-0"].index);
+    lab.busy.insert(ip(10));
+    let wish = (!asks.is_empty()).then(|| asks.to_owned());
+    lab.world.pods.get_mut("shop/web-0").unwrap().wish = wish;
+    lab.world
+        .pools
+        .get_mut("office")
+        .unwrap()
+        .status
+        .slices
+        .clear();
+    lab.held("office", "203.0.113.10", "n2");
+    let (_, operations) = lab.run();
+    (lab, operations)
+}
+
+#[test]
+fn a_lost_claim_ends_what_uses_the_address() {
+    let (mut lab, operations) = robbed("203.0.113.10");
+    assert!(lab.blocked("shop/web-0"));
+    assert!(!lab.state.slices.contains_key(&ip(10)));
+    let blocked = operations
+        .iter()
+        .position(|step| matches!(step, Operation::SetClient(..)));
+    let given_up = operations
+        .iter()
+        .position(|step| matches!(step, Operation::RemoveSlice(..)));
+    assert!(blocked < given_up && blocked.is_some(), "{operations:?}");
+    assert_eq!(lab.run().1, []);
+    let (mut lab, _) = robbed("");
+    let client = &lab.state.clients["shop/web-0"];
+    assert!(client.entry.draining && client.slice.is_none());
+    assert_eq!(lab.run().1, []);
+}
+
+#[test]
+fn a_claim_of_a_node_that_is_gone_takes_nothing_away() {
+    let mut lab = Lab::new();
+    lab.pod("shop/web-0", 7, "203.0.113.10");
+    lab.run();
+    lab.world
+        .pools
+        .get_mut("office")
+        .unwrap()
+        .status
+        .slices
+        .clear();
+    lab.held("office", "203.0.113.10", "n9");
+    assert_eq!(lab.run().1, []);
+    assert_eq!(lab.egress("shop/web-0"), Some(ip(10)));
 }
 
 #[test]
