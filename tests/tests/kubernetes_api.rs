@@ -310,7 +310,7 @@ async fn the_schema_refuses_what_it_can() -> Result<()> {
         "good",
         json!({
             "addresses": ["203.0.113.10", "203.0.113.16/29", "203.0.113.32-203.0.113.40"],
-            "allowedNamespaces": {},
+            "allowedNamespaces": {}, "refused": "pass",
             "nodeSelector": {"matchLabels": {"gateway": "yes"}},
             "include": ["198.51.100.0/24"], "exclude": ["198.51.100.7"],
             "portsPerClient": 128, "blockSize": 32, "rest": "2m", "path": "direct",
@@ -345,6 +345,7 @@ async fn the_schema_refuses_what_it_can() -> Result<()> {
             "only filtering: addressAndPortDependent",
         ),
         ("timers", json!({"udp": 3}), "string"),
+        ("refused", json!("drop"), "Unsupported value"),
         ("blokSize", json!(32), "field not declared"),
     ] {
         let mut spec = office();

@@ -92,6 +92,11 @@ pub struct EgressPoolSpec {
     /// The nodes whose pods may use the addresses, by their labels. Left out: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_selector: Option<LabelSelector>,
+    /// What becomes of a pod that asks for the pool or one of its addresses, may not use it, and has
+    /// no other address to keep: block what it sends to destinations that are translated, or let it
+    /// pass as if it did not ask (block).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<Refused>,
     /// The only destinations that are translated; others are sent on with the pod's own address.
     /// Left out: all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -128,6 +133,18 @@ pub struct EgressPoolSpec {
     /// addressAndPortDependent is supported yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filtering: Option<Behaviour>,
+}
+
+/// What becomes of a pod that may not use the pool: it is blocked toward destinations that are
+/// translated (the default), or its packets pass as the node sends them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Refused {
+    /// Blocked.
+    #[default]
+    Block,
+    /// Left alone.
+    Pass,
 }
 
 /// The way of the pods' packets: stack, through netfilter, so that policies stay in force (the

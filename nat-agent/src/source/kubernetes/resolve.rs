@@ -17,6 +17,7 @@ use super::{
     judge::Judged,
     link,
     object::{Labels, Pod},
+    pool::Refused,
     spec::Spec,
     trouble::Trouble,
     world::World,
@@ -130,6 +131,8 @@ struct Fate {
     trouble: Option<Trouble>,
     /// It asks for nothing any more, and has flows.
     draining: bool,
+    /// It is no client, by the choice of the pool that refuses it.
+    passes: bool,
 }
 
 impl Fate {
@@ -140,6 +143,7 @@ impl Fate {
             claim: None,
             trouble: None,
             draining: false,
+            passes: false,
         }
     }
 
@@ -150,6 +154,7 @@ impl Fate {
             claim: None,
             trouble: Some(trouble),
             draining: false,
+            passes: false,
         }
     }
 
@@ -235,6 +240,9 @@ impl Resolver<'_> {
             resolved.troubles.insert(path, other);
             return;
         }
+        let Some(fate) = self.let_pass(pod, fate, resolved) else {
+            return self.leave_alone(pod, owners, resolved);
+        };
         let claim = fate.claim.or(fate.egress);
         let claim = claim.filter(|address| self.has(&fate.pool, *address));
         resolved
@@ -291,6 +299,20 @@ impl Resolver<'_> {
             }
             Err(missing) => drop(resolved.troubles.insert(path, Trouble::Link(missing))),
         }
+    }
+
+    /// A pod that is let pass is as one that asks for nothing, but that it is told why.
+    fn let_pass(&self, pod: &Pod, fate: Fate, resolved: &mut Resolved) -> Option<Fate> {
+        if !fate.passes {
+            return Some(fate);
+        }
+        let trouble = fate.trouble;
+        let Some(drained) = self.drained(pod) else {
+            let told = trouble.map(|trouble| (pod.path(), trouble));
+            resolved.troubles.extend(told);
+            return None;
+        };
+        Some(Fate { trouble, ..drained })
     }
 
     /// What there is to say of the pod: the worst of it.
@@ -386,6 +408,7 @@ impl Resolver<'_> {
             claim: None,
             trouble: None,
             draining: true,
+            passes: false,
         })
     }
 
@@ -483,15 +506,29 @@ impl Resolver<'_> {
         choice
     }
 
-    /// What the pod had goes on, if it still may; else it is blocked.
+    /// What the pod had goes on, if it still may; else it is blocked, or let pass if the pool that
+    /// refuses it says so.
     fn fall_back(&self, pod: &Pod, trouble: Trouble) -> Fate {
         match self.kept(pod) {
             Some(before) => Fate {
                 trouble: Some(trouble),
                 ..Fate::served(&before.pool, before.egress)
             },
-            None => Fate::blocked(NO_POOL, trouble),
+            None => Fate {
+                passes: self.lets_pass(&trouble),
+                ..Fate::blocked(NO_POOL, trouble)
+            },
         }
+    }
+
+    fn lets_pass(&self, trouble: &Trouble) -> bool {
+        let (Trouble::NotAllowed { pool, .. } | Trouble::NotOnThisNode { pool, .. }) = trouble
+        else {
+            return false;
+        };
+        let judged = self.input.pools.get(pool);
+        let spec = judged.and_then(|judged| judged.spec.as_ref());
+        spec.is_some_and(|spec| spec.refused == Refused::Pass)
     }
 
     /// What the pod had, if it still may have it.

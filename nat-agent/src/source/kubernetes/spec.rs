@@ -7,15 +7,17 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::core::Selector;
 use serde_json::{Map, Value};
 
+use super::pool::Refused;
 use crate::{
     config::{self, Range},
     snapshot::Pool,
 };
 
 /// Fields of the specification that an entry of `pools` in the configuration file lacks.
-pub(super) const OWN: [&str; 5] = [
+pub(super) const OWN: [&str; 6] = [
     "allowedNamespaces",
     "nodeSelector",
+    "refused",
     "include",
     "mapping",
     "filtering",
@@ -34,6 +36,8 @@ pub struct Spec {
     pub namespaces: Option<Selector>,
     /// The nodes that may use it; `None` for every node.
     pub nodes: Option<Selector>,
+    /// What becomes of pods that ask for it and may not use it.
+    pub refused: Refused,
 }
 
 impl Spec {
@@ -68,6 +72,7 @@ pub fn read(name: &str, spec: &Value) -> Result<Spec, String> {
     }
     let namespaces = selector(&own, "allowedNamespaces", &mut problems);
     let nodes = selector(&own, "nodeSelector", &mut problems);
+    let refused = refused(&own, &mut problems);
     only(&own, "mapping", "endpointIndependent", &mut problems);
     only(&own, "filtering", "addressAndPortDependent", &mut problems);
     let include = included(&own, &mut problems);
@@ -89,6 +94,7 @@ pub fn read(name: &str, spec: &Value) -> Result<Spec, String> {
                 ranges,
                 namespaces,
                 nodes,
+                refused,
             })
         }
         _ => Err(problems.join(". ")),
@@ -104,6 +110,16 @@ fn selector(own: &Map<String, Value>, name: &str, problems: &mut Vec<String>) ->
     selector
         .map_err(|error| problems.push(format!("{name}: is no label selector: {error}")))
         .ok()
+}
+
+fn refused(own: &Map<String, Value>, problems: &mut Vec<String>) -> Refused {
+    let value = own.get("refused").cloned().unwrap_or_default();
+    let refused = serde_json::from_value::<Option<Refused>>(value);
+    let refused = refused.unwrap_or_else(|_| {
+        problems.push("refused: is neither block nor pass; write one".to_owned());
+        None
+    });
+    refused.unwrap_or_default()
 }
 
 /// Refuses behaviour that the packet path does not have.
@@ -193,6 +209,11 @@ mod tests {
                 "mapping: only endpointIndependent",
             ),
             ("filtering", json!("endpointIndependent"), "filtering: only"),
+            (
+                "refused",
+                json!("drop"),
+                "refused: is neither block nor pass",
+            ),
             (
                 "allowedNamespaces",
                 json!({"matchLabels": 3}),

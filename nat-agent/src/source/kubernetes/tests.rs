@@ -355,6 +355,40 @@ fn nobody_gets_an_address_by_an_annotation_alone() {
 }
 
 #[test]
+fn a_refused_pod_is_left_alone_where_the_pool_says_so() {
+    let mut lab = Lab::new();
+    lab.world.pools.get_mut("office").unwrap().spec["refused"] = json!("pass");
+    for (number, (path, asks)) in [
+        ("evil/a", "office"),
+        ("evil/b", "203.0.113.10"),
+        ("evil/c", "nowhere"),
+    ]
+    .iter()
+    .enumerate()
+    {
+        lab.pod(path, 7 + number as u8, asks);
+    }
+    let (resolved, _) = lab.run();
+    for path in ["evil/a", "evil/b"] {
+        assert_eq!(reason(&resolved, path), Some("NamespaceNotAllowed"));
+        assert!(!lab.state.clients.contains_key(path), "{path}");
+    }
+    assert!(lab.blocked("evil/c"), "no pool has said so");
+    // What has a valid address keeps it, and what has lost it is let go with its flows.
+    lab.pod("shop/web-0", 20, "203.0.113.10");
+    lab.run();
+    lab.talking.insert(lab.state.clients["shop/web-0"].index);
+    lab.world.namespaces.get_mut("shop").unwrap().labels.clear();
+    let (resolved, _) = lab.run();
+    assert!(lab.state.clients["shop/web-0"].entry.draining);
+    assert_eq!(reason(&resolved, "shop/web-0"), Some("NamespaceNotAllowed"));
+    // The choice is the pool's at any time.
+    lab.world.pools.get_mut("office").unwrap().spec["refused"] = json!("block");
+    lab.run();
+    assert!(lab.blocked("evil/a") && lab.blocked("shop/web-0"));
+}
+
+#[test]
 fn a_namespaces_annotation_is_its_pods_default() {
     let mut lab = Lab::new();
     lab.world.namespaces.get_mut("shop").unwrap().wish = Some("203.0.113.10".into());
