@@ -43,7 +43,15 @@ pub fn apply(tables: &Tables, pins: &Pins, state: &State, operation: &Operation)
         Operation::SetSlice(address, slice) => {
             let pool = pool_index(state, &slice.entry.pool);
             let known = tables.slices.get(&slice.index)?.unwrap_or_default();
-            tables.slices.set(&slice.index, &Slice { pool, ..known })?;
+            let mappings = slice.entry.mappings;
+            tables.slices.set(
+                &slice.index,
+                &Slice {
+                    pool,
+                    mappings,
+                    ..known
+                },
+            )?;
             set_address(tables, *address, slice.entry.own)
         }
         Operation::RemoveSlice(address, slice) => remove_slice(tables, pins, *address, slice),
@@ -120,7 +128,7 @@ fn add_slice(
         first_block: state.first_block,
         blocks,
         pool,
-        padding: 0,
+        mappings: state.entry.mappings,
     };
     for place in 0..PROTOCOLS {
         let first = state.first_block + place * blocks;
@@ -317,6 +325,7 @@ fn remove_client(tables: &Tables, client: &ClientState) -> Result<()> {
             block.owner.set(ORPHAN);
         }
     }
+    entry.mapped.fetch_and(0);
     let pages = entry.pages.replace(Pages::default());
     for number in 0..pages.count() * PROTOCOLS {
         tables.pages.set(pages.first() + number, Page::default());
@@ -383,6 +392,7 @@ fn read_slices(tables: &Tables, state: &mut State, pools: &BTreeMap<u32, String>
             pool: pools.get(&slice.pool).cloned().unwrap_or_default(),
             block_size: slice.block_size,
             own: flags & ADDRESS_OWN != 0,
+            mappings: slice.mappings,
         };
         let known = SliceState {
             index,

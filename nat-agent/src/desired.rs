@@ -38,6 +38,8 @@ pub struct SliceEntry {
     pub block_size: u32,
     /// The address is also the node's own.
     pub own: bool,
+    /// Mappings that a client may make in a tick; 0: any number.
+    pub mappings: u32,
 }
 
 /// A client.
@@ -116,6 +118,7 @@ pub fn desired(
                 pool: pool.name.clone(),
                 block_size: block_size(pool),
                 own,
+                mappings: pool.mappings_per_second.unwrap_or(0),
             };
             desired.slices.insert(address, entry);
         }

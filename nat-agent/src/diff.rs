@@ -68,7 +68,7 @@ pub enum Operation {
     RemovePool(String, u32),
     /// Makes an egress address usable.
     AddSlice(Ipv4Addr, SliceState),
-    /// The address became the node's own, or ceased to be, or has another pool.
+    /// The address became the node's own, or ceased to be, or has another pool or rate.
     SetSlice(Ipv4Addr, SliceState),
     /// Gives an egress address up; what sessions use it end.
     RemoveSlice(Ipv4Addr, SliceState),

@@ -169,6 +169,10 @@ pub struct Pool {
     pub ports_per_client: u32,
     /// Ports in a block, the unit that a client is given ports in: 1 to 64, one bit each in a word.
     pub block_size: u8,
+    /// The most mappings that one client may make in a second, of all protocols together (RFC 6888
+    /// REQ-4); `None`: any number. The kernel's coarse clock counts: its second is 1.024 s at most
+    /// settings of the kernel's HZ, and the bucket is filled anew at each.
+    pub mappings_per_second: Option<u32>,
     /// How long a freed port is not handed out again (RFC 6888 REQ-8). Whole seconds, zero: none.
     pub rest: Duration,
     /// Which way the packets of local pods take.
@@ -299,6 +303,8 @@ pub mod bounds {
 
     /// The ports 1024 to 65535 of one address: a client cannot hold more of one protocol.
     pub const PORTS_PER_CLIENT: u32 = 64_512;
+    /// More new mappings in a second than an address has ports are no limit.
+    pub const MAPPINGS_PER_SECOND: u32 = 64_512;
     /// Ports of a block: the bits of one word.
     pub const BLOCK_SIZE: u8 = abi::BLOCK_PORTS as u8;
     /// Blocks of one protocol that a client's pages have room for: small blocks lower the ports.

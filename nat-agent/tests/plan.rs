@@ -55,6 +55,7 @@ fn pool(name: &str, first: u8, count: u8, ports: u32, block_size: u8, path: Path
         exclude: vec!["10.0.0.0/8".parse().unwrap()],
         ports_per_client: ports,
         block_size,
+        mappings_per_second: None,
         rest: defaults::REST,
         path,
         timers: Timers::default(),

@@ -245,7 +245,7 @@ impl Mapping {
 
 /// A client: a pod, or a network routed in. Indexed by the client's number.
 ///
-/// The agent writes all of it but `noticed`, field by field, while packets read it.
+/// The agent writes all of it but `noticed` and `mapped`, field by field, while packets read it.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct Client {
@@ -263,8 +263,8 @@ pub struct Client {
     pub delivery: Cell<u32>,
     /// Tick at which its sender was last told that ports ran out.
     pub noticed: Cell<u32>,
-    /// Always zero.
-    pub padding: u32,
+    /// How many mappings it has made in which tick, see [`crate::rate`].
+    pub mapped: Word32,
     /// Packets out of sessions that have ended.
     pub packets_out: Cell<u64>,
     /// Bytes out of sessions that have ended.
@@ -328,8 +328,8 @@ pub struct Slice {
     pub blocks: u32,
     /// Number of the pool that the address belongs to.
     pub pool: u32,
-    /// Always zero.
-    pub padding: u32,
+    /// Mappings that a client may make in a tick; 0: any number.
+    pub mappings: u32,
 }
 
 /// A block of ports of a slice. Shared between packet path and agent by atomics.

@@ -21,6 +21,7 @@ pub mod hooks;
 pub mod packet;
 pub mod permute;
 pub mod ports;
+pub mod rate;
 pub mod raw;
 pub mod reason;
 pub mod session;

@@ -145,6 +145,12 @@ impl Word32 {
     pub fn fetch_add(&self, value: u32) -> u32 {
         imp::fetch_add_32(&self.0, value)
     }
+
+    /// Replaces `from` by `to`; false if the value was another.
+    #[inline(always)]
+    pub fn replace(&self, from: u32, to: u32) -> bool {
+        imp::replace_32(&self.0, from, to)
+    }
 }
 
 /// Memory that comes out mutable from a shared place, as that of maps does.
@@ -247,6 +253,22 @@ mod imp {
     }
 
     #[inline(always)]
+    pub fn replace_32(word: &UnsafeCell<u32>, from: u32, to: u32) -> bool {
+        let mut value = from;
+        // SAFETY: one atomic instruction on the cell's own four bytes; it takes and leaves the
+        // value in w0.
+        unsafe {
+            asm!(
+                "w0 = cmpxchg32_32({0} + 0, w0, {1})",
+                in(reg) word.get(),
+                in(wreg) to,
+                inout("w0") value,
+            );
+        }
+        value == from
+    }
+
+    #[inline(always)]
     pub fn fetch_add_32(word: &UnsafeCell<u32>, value: u32) -> u32 {
         let mut value = value;
         // SAFETY: one atomic instruction on the cell's own four bytes.
@@ -299,6 +321,12 @@ mod imp {
 
     pub fn fetch_or_32(word: &UnsafeCell<u32>, bits: u32) -> u32 {
         atomic_32(word).fetch_or(bits, SeqCst)
+    }
+
+    pub fn replace_32(word: &UnsafeCell<u32>, from: u32, to: u32) -> bool {
+        atomic_32(word)
+            .compare_exchange(from, to, SeqCst, SeqCst)
+            .is_ok()
     }
 
     pub fn fetch_add_32(word: &UnsafeCell<u32>, value: u32) -> u32 {

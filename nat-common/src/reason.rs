@@ -93,6 +93,9 @@ reasons! {
     /// The packet's bytes could not be read or changed.
     Unwritable = 21, "unwritable",
         "The kernel refused access to the packet's bytes; please report this.";
+    /// The client has made as many mappings in this tick as it may.
+    MappingRate = 22, "mapping-rate",
+        "The client opens mappings faster than it may; raise mappingsPerSecond or find out why it opens so many.";
 }
 
 /// How many reasons there are.

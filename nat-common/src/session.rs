@@ -4,7 +4,7 @@ use crate::{
     abi::{Delivery, FlowKey, Half, Ipv4, Mapping, MappingKey, Port},
     hooks::open::Arrival,
     packet::tcp::{FIN, RST, SYN},
-    ports,
+    ports, rate,
     reason::Reason,
     world::{Hop, InsertError, World},
 };
@@ -125,6 +125,7 @@ fn mapping<W: World>(world: &W, opening: &mut Opening) -> Result<(), Reason> {
         opening.mapping = mapping;
         return Ok(());
     }
+    rate::take(world, client, slice)?;
     let taken = ports::take(world, opening.client, client, key.protocol)?;
     opening.mapping = Mapping {
         address: taken.address,

@@ -95,6 +95,48 @@ fn cap(lab: Builder, path: &str) -> Result<()> {
     bed.finish()
 }
 
+/// A pod makes mappings as fast as it can: it gets what it may in a second, its neighbour is not
+/// affected, and what it has goes on.
+#[test]
+fn a_pod_that_maps_too_fast() -> Result<()> {
+    const RATE: usize = 20;
+    const TRIES: u16 = 500;
+    let bed = Bed::start(lab::pods(2), |config| {
+        config.pool(format!("mappingsPerSecond: {RATE}"))
+    })?;
+    let [pod1, pod2] = [&bed.lab.hosts[0], &bed.lab.hosts[1]];
+    let _echo = UdpEcho::start(&bed.lab.server, ECHO)?;
+    let first = open(pod1, 10001..=10001)?;
+    let start = Instant::now();
+    programs::send_from_all(pod1, 20001..=20000 + TRIES, ECHO)?;
+    let ticks = start.elapsed().as_secs() as usize + 2;
+    all_different(&open(pod2, 20001..=20000 + RATE as u16)?)?;
+    ensure!(programs::udp_ask(&first[0].0)? == first[0].1);
+    let made = bed
+        .lab
+        .sniffer()
+        .flows(|flow| flow.protocol == wire::UDP && flow.destination_port == ECHO.port());
+    // Less the first one's and the neighbour's.
+    let made = made.len() - 1 - RATE;
+    ensure!(
+        (RATE - 1..=RATE * ticks).contains(&made),
+        "{made} mappings of {RATE} a second in {ticks} ticks"
+    );
+    let counted = bed.agent.status()?.drops("mapping-rate") as usize;
+    ensure!(
+        counted == usize::from(TRIES) - made,
+        "{counted} refusals counted, {made} mappings made"
+    );
+    process::eventually(Duration::from_secs(5), "another second", || {
+        open(pod1, 30001..=30001)
+    })?;
+    let told = (31001..=31000 + 2 * RATE as u16 + 20)
+        .filter_map(|port| refused(pod1, port).ok())
+        .filter(|told| *told);
+    ensure!(told.count() >= 1, "nobody was told");
+    bed.finish()
+}
+
 #[test]
 fn a_pod_at_its_cap_on_the_stack_path() -> Result<()> {
     cap(lab::pods(2), "path: stack")

@@ -227,7 +227,7 @@ fn pool(number: u8) -> impl Strategy<Value = Pool> {
         name(),
         addresses,
         prop::collection::vec(net(), 0..4),
-        ports(),
+        (ports(), prop::option::of(1..=bounds::MAPPINGS_PER_SECOND)),
         seconds(0),
         path,
         timers(),
@@ -237,7 +237,7 @@ fn pool(number: u8) -> impl Strategy<Value = Pool> {
                 name,
                 addresses,
                 exclude,
-                (ports_per_client, block_size),
+                ((ports_per_client, block_size), mappings_per_second),
                 rest,
                 path,
                 timers,
@@ -250,6 +250,7 @@ fn pool(number: u8) -> impl Strategy<Value = Pool> {
                 exclude,
                 ports_per_client,
                 block_size,
+                mappings_per_second,
                 rest,
                 path,
                 timers,
@@ -398,9 +399,14 @@ fn write_pool(pool: &Pool) -> String {
         pool.block_size,
         pool.ports_per_client,
     );
+    let mappings = pool
+        .mappings_per_second
+        .map_or_else(String::new, |mappings| {
+            format!("mappingsPerSecond: {mappings}\n    ")
+        });
     format!(
         "  - name: {}\n    addresses: {}\n    exclude: {}\n    portsPerClient: {ports}\n    blockSize: {size}\n    \
-         rest: {rest}\n    path: {path}\n    timers: {{tcpEstablished: {established}, tcpTransitory: {transitory}, \
+         {mappings}rest: {rest}\n    path: {path}\n    timers: {{tcpEstablished: {established}, tcpTransitory: {transitory}, \
          udp: {udp}, icmp: {icmp}}}\n",
         quoted(&pool.name),
         list(&pool.addresses),

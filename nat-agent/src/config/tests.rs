@@ -78,6 +78,7 @@ mod accepted {
             exclude: nets(&["10.0.0.0/8", "192.168.1.5"]),
             ports_per_client: 4096,
             block_size: 64,
+            mappings_per_second: None,
             rest: Duration::from_secs(120),
             path: Path::Stack,
             timers: Timers {
@@ -92,6 +93,7 @@ mod accepted {
             addresses: vec![address("198.51.100.7")],
             exclude: vec![],
             path: Path::Direct,
+            mappings_per_second: Some(1000),
             ..office.clone()
         };
         vec![office, fast]
@@ -543,6 +545,10 @@ mod values {
             "f:5:21: pools[0].portsPerClient: `0` is not a whole number from 1 to 64512; write one",
         );
         refuses(
+            &pool("mappingsPerSecond: 0"),
+            "f:5:24: pools[0].mappingsPerSecond: `0` is not a whole number from 1 to 64512; write one",
+        );
+        refuses(
             &pool("portsPerClient: 64513"),
             "f:5:21: pools[0].portsPerClient: `64513` is not a whole number from 1 to 64512; write one",
         );
@@ -559,6 +565,8 @@ mod values {
             "f:5:16: pools[0].portsPerClient: 4096 ports in blocks of 1 are more than 1024 blocks; write at most 1024, or larger blocks",
         );
         for good in [
+            "mappingsPerSecond: 1",
+            "mappingsPerSecond: 64512",
             "portsPerClient: 10",
             "portsPerClient: 64512",
             "portsPerClient: 63",

@@ -347,6 +347,7 @@ fn build_pool(pool: model::Pool) -> Option<Pool> {
         block_size: pool
             .block_size
             .map_or(defaults::BLOCK_SIZE, |size| size.value),
+        mappings_per_second: pool.mappings_per_second.map(|mappings| mappings.value),
         rest: pool.rest,
         path: pool.path,
         timers: pool.timers,

@@ -142,7 +142,10 @@ pub fn session<'a, F: Frame, W: World>(
     }
     if !created {
         let opening = opening()?;
-        if matches!(opening.reason, Reason::PortsExhausted | Reason::ClientCap) {
+        if matches!(
+            opening.reason,
+            Reason::PortsExhausted | Reason::ClientCap | Reason::MappingRate
+        ) {
             tell(frame, world, arrival, opening.client, opening.reason);
         }
         return Err(Verdict::Drop(opening.reason));
@@ -240,7 +243,7 @@ pub fn route<W: World>(world: &W, arrival: &Arrival, hop: &mut Hop) -> bool {
         }
 }
 
-/// Has the agent tell the sender that ports ran out, at most once a tick for each client.
+/// Has the agent tell the sender that there is no port for it, at most once a tick for each client.
 #[inline(always)]
 fn tell<F: Frame, W: World>(frame: &F, world: &W, arrival: &Arrival, index: u16, reason: Reason) {
     let (now, Some(client)) = (world.now(), world.client(index)) else {

@@ -11,6 +11,7 @@ mod checksums;
 mod flags;
 mod permutation;
 mod ports;
+mod rate;
 mod round_trip;
 mod setup;
 mod table;

@@ -114,6 +114,11 @@ pub struct EgressPoolSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 64))]
     pub block_size: Option<u8>,
+    /// The most mappings that a pod may make in a second, of all protocols together. Left out: any
+    /// number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 64512))]
+    pub mappings_per_second: Option<u32>,
     /// How long a freed port is not used again (120s).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32), regex(pattern = TIME))]

@@ -627,6 +627,7 @@ fn no_pool() -> Pool {
         exclude: Vec::new(),
         ports_per_client: defaults::PORTS_PER_CLIENT,
         block_size: defaults::BLOCK_SIZE,
+        mappings_per_second: None,
         rest: defaults::REST,
         path: Path::default(),
         timers: Timers::default(),

@@ -8,7 +8,7 @@ use std::{
 
 use nat_common::{
     abi::{Address, Block, Client, Device, Event, Ipv4, Mapping, MappingKey, Page, Slice},
-    raw::Word,
+    raw::{Word, Word32},
     reason::REASONS,
 };
 
@@ -140,7 +140,7 @@ fn client(client: &Client) -> Client {
         pages: client.pages.clone(),
         delivery: client.delivery.clone(),
         noticed: client.noticed.clone(),
-        padding: client.padding,
+        mapped: Word32::new(client.mapped.load()),
         packets_out: client.packets_out.clone(),
         bytes_out: client.bytes_out.clone(),
         packets_in: client.packets_in.clone(),
