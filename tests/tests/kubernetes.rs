@@ -142,14 +142,12 @@ fn flows_are_cut(cluster: &Cluster) -> Result<()> {
     let pod = Pod::create(&cluster.node(1)?, cluster, "cut", "203.0.113.30")?;
     pod.kubectl("annotate pod NAME natctl.io/cutover=immediate")?;
     pod.wait_seen_as(DRAINED)?;
-    for egress in ["=203.0.113.31", "-"] {
-        let (_server, transfer) = transferring(cluster, &pod, TRANSFER + 20, 600)?;
+    let node = cluster.node(1)?;
+    for (port, egress) in (TRANSFER + 20..).zip(["=203.0.113.31", "-"]) {
+        let (_server, transfer) = transferring(cluster, &pod, port, 600)?;
+        wait_flows(cluster, &node, port, true)?;
         pod.annotate(egress)?;
-        eventually(PATIENCE, "the end of its flows", || {
-            let flows = natctl(cluster, &cluster.node(1)?, "flows -o json --client cut")?;
-            ensure!(!flows.contains(&format!("{}", TRANSFER + 20)), "{flows}");
-            Ok(())
-        })?;
+        wait_flows(cluster, &node, port, false)?;
         transfer.kill()?;
     }
     pod.delete()
@@ -161,6 +159,7 @@ fn a_claim_is_lost(cluster: &Cluster) -> Result<()> {
     let loser = Pod::create(&first, cluster, "loser", "203.0.113.30")?;
     loser.wait_seen_as(DRAINED)?;
     let (_server, transfer) = transferring(cluster, &loser, TRANSFER + 30, 600)?;
+    wait_flows(cluster, &first, TRANSFER + 30, true)?;
     let taker = Pod::create(&second, cluster, "taker", "203.0.113.30")?;
     taker.wait_told("AddressInUse")?;
     cluster.kubectl(&format!(
@@ -170,8 +169,7 @@ fn a_claim_is_lost(cluster: &Cluster) -> Result<()> {
         second.name()
     ))?;
     taker.wait_seen_as(DRAINED)?;
-    let flows = natctl(cluster, &first, "flows -o json --client loser")?;
-    ensure!(!flows.contains(&(TRANSFER + 30).to_string()), "{flows}");
+    wait_flows(cluster, &first, TRANSFER + 30, false)?;
     let status = natctl(cluster, &first, "status")?;
     let address = DRAINED.to_string();
     ensure!(
@@ -182,6 +180,15 @@ fn a_claim_is_lost(cluster: &Cluster) -> Result<()> {
     transfer.kill()?;
     taker.delete()?;
     loser.delete()
+}
+
+/// Waits until a node has flows to this port, or has none any more.
+fn wait_flows(cluster: &Cluster, node: &Node<'_>, port: u16, some: bool) -> Result<()> {
+    eventually(PATIENCE, "flows", || {
+        let flows = natctl(cluster, node, "flows -o json")?;
+        ensure!(flows.contains(&port.to_string()) == some, "{port}: {flows}");
+        Ok(())
+    })
 }
 
 fn natctl(cluster: &Cluster, node: &Node<'_>, arguments: &str) -> Result<String> {
