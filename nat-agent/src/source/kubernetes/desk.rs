@@ -327,6 +327,7 @@ mod tests {
         };
         let asked = opened.ask(Question::Check(pod()), 50);
         assert!(why(asked.await.unwrap().unwrap()).contains("busy"));
+        opened.next().await;
         let asked = opened.ask(Question::Add(pod()), 300);
         opened.next().await;
         opened.desk.answer(|_| Err("the claim".to_owned()));
