@@ -257,6 +257,7 @@ impl Agent {
         let view = View {
             facts: &self.facts,
             state: &self.state,
+            talking: &self.talking,
         };
         let problem = self.refused.as_deref().or(self.failed.as_deref());
         self.source.applied(view, problem);

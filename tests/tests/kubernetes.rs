@@ -420,7 +420,10 @@ fn uninstalled(cluster: &Cluster, plain: &Pod<'_>, pods: &[Pod<'_>]) -> Result<(
         let plugin = node.exec("find /etc/cni /opt/cni -name *nat*")?;
         ensure!(plugin.is_empty(), "{plugin}");
         let configuration = node.exec("grep -r nat-cni /etc/cni/net.d");
-        ensure!(configuration.is_err(), "the plugin is still in {configuration:?}");
+        ensure!(
+            configuration.is_err(),
+            "the plugin is still in {configuration:?}"
+        );
         pod.wait_seen_as(pod.address()?)?;
     }
     ping.finish()

@@ -166,6 +166,7 @@ impl Lab {
         let view = View {
             facts: &self.facts,
             state: &self.state,
+            talking: &self.talking,
         };
         let scene = Scene {
             world: &self.world,
