@@ -1,6 +1,7 @@
 //! Fixtures, program runs and network-namespace labs.
 
 pub mod agent;
+pub mod api_server;
 pub mod bench;
 pub mod cluster;
 pub mod config;

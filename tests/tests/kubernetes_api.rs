@@ -5,13 +5,9 @@
 
 #[path = "kubernetes_api/guard.rs"]
 mod guard;
-#[path = "kubernetes_api/server.rs"]
-mod server;
 
 use std::{
     collections::BTreeSet,
-    fmt::Debug,
-    fs,
     net::{IpAddr, Ipv4Addr},
     time::Duration,
 };
@@ -24,8 +20,7 @@ use k8s_openapi::api::{
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams},
-    core::{ApiResource, GroupVersionKind},
-    discovery,
+    core::ApiResource,
 };
 use nat_agent::{
     desired::desired,
@@ -37,14 +32,14 @@ use nat_agent::{
         kubernetes::{Kubernetes, pool::EgressPool},
     },
 };
-use nat_tests::cluster;
-use serde::de::DeserializeOwned;
+use nat_tests::{
+    api_server::{self, ADMIN, AGENT, Server, eventually, manifests, patch_status},
+    cluster,
+};
 use serde_json::{Value, json};
-use server::Server;
 use tokio::time::timeout;
 
 const PATIENCE: Duration = Duration::from_secs(30);
-const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/base");
 
 /// An API server with the manifests of deploy/, two nodes and two namespaces.
 struct Lab {
@@ -56,33 +51,11 @@ impl Lab {
     async fn start() -> Result<Self> {
         let mut server = Server::start(cluster::programs()?)?;
         server.ready().await?;
-        let client = server.client("admin")?;
+        let client = server.client(ADMIN)?;
         let lab = Self { server, client };
-        lab.manifests().await?;
+        manifests(&lab.client).await?;
         lab.cluster().await?;
         Ok(lab)
-    }
-
-    /// What deploy/ holds, and the role given to the agents' token.
-    async fn manifests(&self) -> Result<()> {
-        for file in ["namespace.yaml", "crds.yaml", "rbac.yaml"] {
-            let text = fs::read_to_string(format!("{DEPLOY}/{file}"))?;
-            for object in serde_saphyr::from_multiple::<Value>(&text)? {
-                self.apply(object).await?;
-            }
-        }
-        self.apply(json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
-            "metadata": {"name": "nat-agent"},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "nat-agent"},
-            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "agents"}],
-        }))
-        .await?;
-        let pools = Api::<EgressPool>::all(self.client.clone());
-        eventually("the definition is served", async || {
-            Ok(pools.list(&ListParams::default()).await.map(drop)?)
-        })
-        .await
     }
 
     async fn cluster(&self) -> Result<()> {
@@ -106,24 +79,7 @@ impl Lab {
     }
 
     async fn apply(&self, object: Value) -> Result<()> {
-        let object: DynamicObject = serde_json::from_value(object)?;
-        let types = object.types.clone().context("an object without a kind")?;
-        let kind = GroupVersionKind::try_from(&types)?;
-        let (resource, capabilities) = discovery::pinned_kind(&self.client, &kind).await?;
-        // As deploy/'s kustomization has it.
-        let namespace = object.namespace();
-        let namespace = namespace.unwrap_or_else(|| "natctl-system".to_owned());
-        let api: Api<DynamicObject> = match capabilities.scope {
-            discovery::Scope::Namespaced => {
-                Api::namespaced_with(self.client.clone(), &namespace, &resource)
-            }
-            discovery::Scope::Cluster => Api::all_with(self.client.clone(), &resource),
-        };
-        let parameters = PatchParams::apply("test").force();
-        let name = object.name_any();
-        api.patch(&name, &parameters, &Patch::Apply(&object))
-            .await?;
-        Ok(())
+        api_server::apply(&self.client, object).await
     }
 
     async fn pool(&self, name: &str, spec: Value) -> Result<()> {
@@ -161,7 +117,7 @@ impl Lab {
 
     fn agent(&self, node: u8) -> Result<Agent> {
         let name = format!("n{node}");
-        let client = self.server.client("agent")?;
+        let client = self.server.client(AGENT)?;
         Ok(Agent {
             source: Kubernetes::with(&name, None, Settings::default(), client),
             facts: facts(node),
@@ -181,30 +137,6 @@ impl Lab {
             regarding.and_then(|pod| pod.name.as_deref()) == Some(name)
         });
         Ok(of_pod.filter_map(|event| event.reason).collect())
-    }
-}
-
-async fn patch_status<K>(api: &Api<K>, name: &str, status: Value) -> Result<()>
-where
-    K: Clone + Debug + DeserializeOwned,
-{
-    let patch = Patch::Merge(status);
-    api.patch_status(name, &PatchParams::default(), &patch)
-        .await?;
-    Ok(())
-}
-
-async fn eventually(what: &str, mut attempt: impl AsyncFnMut() -> Result<()>) -> Result<()> {
-    let mut last = None;
-    let all = async {
-        while let Err(error) = attempt().await {
-            last = Some(error);
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    match timeout(PATIENCE, all).await {
-        Ok(()) => Ok(()),
-        Err(_) => bail!("{what}: {:#}", last.context("no attempt ended")?),
     }
 }
 

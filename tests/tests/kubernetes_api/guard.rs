@@ -1,11 +1,16 @@
 //! What pods send before the agent knows them goes nowhere. The API server runs on the node of a
 //! lab, whose pods are namespaces behind veths; agent, programs and rules are the real ones.
 
-use std::{net::Ipv4Addr, net::SocketAddrV4, time::Duration};
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddrV4},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use nat_tests::{
     agent::Agent,
+    api_server::AGENT,
     lab::{self, BEYOND, EGRESS, Host, Lab, NODE, PodNetwork, SERVER},
     process::eventually,
     programs::{self, UdpEcho},
@@ -41,14 +46,8 @@ impl<'a> Bed<'a> {
         api.pool("office", pool).await?;
         api.pod("shop/asks", 1, 11, "office").await?;
         api.pod("shop/asks-not", 1, 12, "none").await?;
-        let kubeconfig = json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "c",
-            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-            "clusters": [{"name": "c", "cluster":
-                {"server": api.server.url(), "insecure-skip-tls-verify": true}}],
-            "users": [{"name": "u", "user": {"token": "agent"}}],
-        });
-        let agent = Agent::start_on(lab, NODE_FILE, "n1", &kubeconfig.to_string())?;
+        let kubeconfig = fs::read_to_string(api.server.kubeconfig(AGENT)?)?;
+        let agent = Agent::start_on(lab, NODE_FILE, "n1", &kubeconfig)?;
         Ok(Self { agent, api, lab })
     }
 

@@ -1,8 +1,11 @@
-//! etcd and kube-apiserver on free ports of this machine, for one test.
+//! A real API server, etcd and kube-apiserver, without nodes: for one test or benchmark.
+
+mod audit;
+mod objects;
 
 use std::{
     env, fs,
-    net::TcpListener,
+    net::{Ipv4Addr, TcpListener},
     path::PathBuf,
     process::Command,
     time::{Duration, Instant},
@@ -11,16 +14,27 @@ use std::{
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client, Config, config::AuthInfo};
-use nat_tests::process::{Process, shortened};
+use serde_json::json;
+
+use crate::netns::Netns;
+use crate::process::{Process, shortened};
+pub use audit::Request;
+pub use objects::{apply, eventually, manifests, patch_status};
 
 const START: Duration = Duration::from_secs(90);
-/// Tokens and whose they are: the administrator, and what the agent's ServiceAccount may do.
-const TOKENS: &str = "admin,admin,1,system:masters\nagent,agent,2,agents\n";
+/// The user that [`AGENT`] stands for: what the manifests give the agents' role to.
+const ACCOUNT: &str = "system:serviceaccount:natctl-system:nat-agent";
+/// The administrator's token.
+pub const ADMIN: &str = "admin";
+/// The token of the agents' ServiceAccount.
+pub const AGENT: &str = "agent";
 
 /// An API server and its etcd. Dropped, both are ended and what they wrote is removed.
 pub struct Server {
     directory: PathBuf,
     programs: PathBuf,
+    namespace: Option<Netns>,
+    address: Ipv4Addr,
     etcd: [u16; 2],
     port: u16,
     /// etcd, then the API server while it runs.
@@ -28,26 +42,48 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts both.
+    /// Starts both on free ports of this machine.
     pub fn start(programs: PathBuf) -> Result<Self> {
+        Self::start_at(programs, None, Ipv4Addr::LOCALHOST)
+    }
+
+    /// Starts both in a namespace, where the API server has this address.
+    pub fn start_in(programs: PathBuf, namespace: &Netns, address: Ipv4Addr) -> Result<Self> {
+        Self::start_at(programs, Some(namespace.clone()), address)
+    }
+
+    fn start_at(programs: PathBuf, namespace: Option<Netns>, address: Ipv4Addr) -> Result<Self> {
         let name = format!("natctl-api-{}", std::process::id());
         let directory = env::temp_dir().join(name);
         let _ = fs::remove_dir_all(&directory);
         fs::create_dir_all(&directory)?;
-        let key = rcgen::KeyPair::generate()?;
-        fs::write(directory.join("accounts.key"), key.serialize_pem())?;
-        fs::write(directory.join("accounts.pub"), key.public_key_pem())?;
-        fs::write(directory.join("tokens.csv"), TOKENS)?;
         let mut server = Self {
             directory,
             programs,
+            namespace,
+            address,
             etcd: [free_port()?, free_port()?],
             port: free_port()?,
             processes: Vec::new(),
         };
+        server.write_files()?;
         server.start_etcd()?;
         server.start_api()?;
         Ok(server)
+    }
+
+    fn write_files(&self) -> Result<()> {
+        let key = rcgen::KeyPair::generate()?;
+        let tokens = format!("{ADMIN},admin,1,system:masters\n{AGENT},{ACCOUNT},2,\n");
+        for (name, content) in [
+            ("accounts.key", key.serialize_pem()),
+            ("accounts.pub", key.public_key_pem()),
+            ("tokens.csv", tokens),
+            ("audit.json", audit::policy(ACCOUNT)),
+        ] {
+            fs::write(self.directory.join(name), content)?;
+        }
+        Ok(())
     }
 
     fn start_etcd(&mut self) -> Result<()> {
@@ -70,10 +106,13 @@ impl Server {
         let file = |name: &str| self.directory.join(name).display().to_string();
         let arguments = [
             format!("--etcd-servers=http://127.0.0.1:{}", self.etcd[0]),
-            "--bind-address=127.0.0.1".to_owned(),
+            format!("--bind-address={}", self.address),
+            format!("--advertise-address={}", self.advertised()),
             format!("--secure-port={}", self.port),
             format!("--cert-dir={}", file("certificates")),
             format!("--token-auth-file={}", file("tokens.csv")),
+            format!("--audit-policy-file={}", file("audit.json")),
+            format!("--audit-log-path={}", file(audit::LOG)),
             format!("--service-account-key-file={}", file("accounts.pub")),
             format!(
                 "--service-account-signing-key-file={}",
@@ -88,8 +127,21 @@ impl Server {
         self.spawn("kube-apiserver", &arguments)
     }
 
+    /// What it tells clients in the cluster to call it: it refuses a loopback address.
+    fn advertised(&self) -> Ipv4Addr {
+        if self.address.is_loopback() {
+            Ipv4Addr::new(192, 0, 2, 254)
+        } else {
+            self.address
+        }
+    }
+
     fn spawn(&mut self, name: &str, arguments: &[String]) -> Result<()> {
-        let mut command = Command::new(self.programs.join(name));
+        let program = self.programs.join(name);
+        let mut command = match &self.namespace {
+            Some(namespace) => namespace.command(program),
+            None => Command::new(program),
+        };
         let log = self.directory.join(format!("{name}.log"));
         let process = Process::spawn(command.args(arguments), &log)?;
         self.processes.push(process);
@@ -101,12 +153,7 @@ impl Server {
         self.processes.pop().context("it does not run")?.kill()
     }
 
-    /// Where it answers, for those in the network namespace that it was started in.
-    pub fn url(&self) -> String {
-        format!("https://127.0.0.1:{}", self.port)
-    }
-
-    /// A client with this token.
+    /// A client with this token. Call where the server can be reached, within a tokio runtime.
     pub fn client(&self, token: &str) -> Result<Client> {
         let mut config = Config::new(self.url().parse()?);
         // Its certificate is its own, made at its first start.
@@ -118,9 +165,32 @@ impl Server {
         Ok(Client::try_from(config)?)
     }
 
+    /// A file for `KUBECONFIG` with this token.
+    pub fn kubeconfig(&self, token: &str) -> Result<PathBuf> {
+        let path = self.directory.join(format!("{token}.kubeconfig"));
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "it",
+            "clusters": [{"name": "it", "cluster":
+                {"server": self.url(), "insecure-skip-tls-verify": true}}],
+            "users": [{"name": "it", "user": {"token": token}}],
+            "contexts": [{"name": "it", "context": {"cluster": "it", "user": "it"}}],
+        });
+        fs::write(&path, config.to_string())?;
+        Ok(path)
+    }
+
+    fn url(&self) -> String {
+        format!("https://{}:{}", self.address, self.port)
+    }
+
+    /// Every request of the agents' ServiceAccount so far, a watch when it was answered first.
+    pub fn requests(&self) -> Result<Vec<Request>> {
+        audit::read(&self.directory.join(audit::LOG))
+    }
+
     /// Waits until the API server answers.
     pub async fn ready(&mut self) -> Result<()> {
-        let namespaces = Api::<Namespace>::all(self.client("admin")?);
+        let namespaces = Api::<Namespace>::all(self.client(ADMIN)?);
         let deadline = Instant::now() + START;
         loop {
             match namespaces.get("default").await {
