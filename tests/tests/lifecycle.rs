@@ -263,6 +263,26 @@ fn a_client_is_removed() -> Result<()> {
     bed.finish()
 }
 
+/// A client that was taken out comes back: its link was let go meanwhile.
+#[test]
+fn a_client_comes_back() -> Result<()> {
+    let mut bed = Bed::start(lab::pods(2), |config| config)?;
+    let hosts = bed.lab.hosts.clone();
+    let _echo = UdpEcho::start(&bed.lab.server, ECHO)?;
+    let all = Config::new(&bed.lab);
+    // The agent has seen to its links more than once.
+    bed.agent.reload(all.clone().pool("rest: 1s"))?;
+    let mut one = all.clone();
+    one.clients.pop();
+    bed.agent.reload(one)?;
+    bed.agent.reload(all)?;
+    let status = bed.agent.status()?;
+    ensure!(status.health() == "ok", "{}", status.problems());
+    status.device(&hosts[1].device)?;
+    ensure!(*udp_seen(&hosts[1], 4000)?.ip() == EGRESS[0]);
+    bed.finish()
+}
+
 /// A bad file is refused whole, before and while it runs, with the place; what was in force stays.
 #[test]
 fn a_bad_file_changes_nothing() -> Result<()> {

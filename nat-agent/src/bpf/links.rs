@@ -133,13 +133,19 @@ fn place(ebpf: &mut Ebpf, attachment: &Attachment, path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Replaces the program. aya keeps the link that it is handed: it is taken back and closed, or it
+/// would hold the program on the device when its pin is gone.
 fn update(ebpf: &mut Ebpf, attachment: &Attachment, link: FdLink) -> Result<()> {
     match attachment.hook {
         Hook::XdpNative | Hook::XdpGeneric => {
-            object::xdp(ebpf, attachment.program)?.attach_to_link(link.try_into()?)?;
+            let program = object::xdp(ebpf, attachment.program)?;
+            let id = program.attach_to_link(link.try_into()?)?;
+            drop(program.take_link(id)?);
         }
         Hook::Ingress | Hook::Egress => {
-            object::tcx(ebpf, attachment.program)?.attach_to_link(link.try_into()?)?;
+            let program = object::tcx(ebpf, attachment.program)?;
+            let id = program.attach_to_link(link.try_into()?)?;
+            drop(program.take_link(id)?);
         }
     }
     Ok(())
