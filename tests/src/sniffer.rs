@@ -6,13 +6,14 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
 use crate::netns::Netns;
+use crate::process::lock;
 use crate::sys::{Frame, PacketRing};
 use crate::wire::{self, Flow, Kind};
 
@@ -182,10 +183,6 @@ impl Drop for Sniffer {
             Ok(()) => {}
         }
     }
-}
-
-fn lock(record: &Mutex<Record>) -> MutexGuard<'_, Record> {
-    record.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Reads blocks until told to stop and nothing is left.

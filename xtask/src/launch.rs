@@ -36,6 +36,9 @@ pub struct DemoArgs {
 /// minimum and maximum. Needs root and an otherwise idle machine.
 #[derive(clap::Args)]
 pub struct BenchArgs {
+    /// Measure the agent in a Kubernetes cluster of 100 nodes and 10,000 pods instead
+    #[arg(long, conflicts_with = "names")]
+    kubernetes: bool,
     /// Print results as text or json
     #[arg(short, long, default_value = "text", value_parser = ["text", "json"])]
     output: String,
@@ -81,10 +84,17 @@ pub fn demo(args: &DemoArgs) -> Result<()> {
 }
 
 pub fn bench(args: &BenchArgs) -> Result<()> {
+    if args.kubernetes {
+        setup::ensure_root()?;
+        setup::ensure(Purpose::Cluster)?;
+    }
     let built = prepare()?;
     eprintln!();
     let mut command = program(&built, "nat-bench");
     command.args(["-o", &args.output]);
+    if args.kubernetes {
+        command.arg("--kubernetes");
+    }
     become_it(command.args(&args.names).args(&args.more))
 }
 

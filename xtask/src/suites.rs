@@ -59,6 +59,10 @@ pub const KUBERNETES: &[(&str, &str)] = &[
         "kubernetes_api",
         "the agent's Kubernetes source and a real API server",
     ),
+    (
+        "kubernetes_scale",
+        "the benchmark of the agent in a large cluster, with a small one",
+    ),
     ("kubernetes", "the agent on a real cluster, from deploy/"),
     (
         "outage",

@@ -6,21 +6,34 @@ use serde::Serialize;
 
 use super::rounds::{Series, Spread};
 
-/// What a ratio is held to.
+/// What a ratio or a figure is held to.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Bar {
-    /// The median must not be lower.
+    /// It must not be lower.
     AtLeast(f64),
-    /// The median must not be higher.
+    /// It must not be higher.
     AtMost(f64),
 }
 
 impl Bar {
-    fn holds(self, ratio: f64) -> bool {
+    fn holds(self, value: f64) -> bool {
         match self {
-            Self::AtLeast(bar) => ratio >= bar,
-            Self::AtMost(bar) => ratio <= bar,
+            Self::AtLeast(bar) => value >= bar,
+            Self::AtMost(bar) => value <= bar,
+        }
+    }
+
+    /// The bar, and whether `value` reaches it.
+    pub fn verdict(self, value: f64) -> String {
+        let verdict = if self.holds(value) {
+            "reached"
+        } else {
+            "MISSED"
+        };
+        match self {
+            Self::AtLeast(bar) => format!("at least {bar}: {verdict}"),
+            Self::AtMost(bar) => format!("at most {bar}: {verdict}"),
         }
     }
 }
@@ -135,15 +148,9 @@ impl fmt::Display for Row {
             "ratio {:<30} {median:>6.2} ({min:.2} to {max:.2})",
             self.name
         )?;
-        let Some(bar) = self.bar else { return Ok(()) };
-        let verdict = if bar.holds(median) {
-            "reached"
-        } else {
-            "MISSED"
-        };
-        match bar {
-            Bar::AtLeast(bar) => write!(f, ", at least {bar}: {verdict}"),
-            Bar::AtMost(bar) => write!(f, ", at most {bar}: {verdict}"),
+        match self.bar {
+            Some(bar) => write!(f, ", {}", bar.verdict(median)),
+            None => Ok(()),
         }
     }
 }

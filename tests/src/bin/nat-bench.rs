@@ -5,6 +5,7 @@ use std::thread;
 
 use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
+use nat_tests::bench::kubernetes::{self, Scale};
 use nat_tests::bench::report::{Report, Row};
 use nat_tests::bench::suite::{self, Benchmark, Options};
 use nat_tests::bench::{machine, topology};
@@ -27,6 +28,9 @@ struct Arguments {
     /// Short measurements: to see that everything works, not for figures.
     #[arg(long)]
     quick: bool,
+    /// Measure the agent in a large Kubernetes cluster instead of packets.
+    #[arg(long, conflicts_with_all = ["names", "rounds", "only"])]
+    kubernetes: bool,
     /// Measure only these candidates, as the results name them: for a profiler's sake.
     #[arg(long, value_name = "CANDIDATE", value_delimiter = ',')]
     only: Vec<String>,
@@ -55,7 +59,11 @@ fn main() -> Result<ExitCode> {
     sys::hold_signals()?;
     thread::spawn(|| sys::wait_for_signal().map(|_| process::interrupt()));
     topology::remove_leftovers();
-    Ok(if measure(&arguments, &benchmarks)? {
+    let complete = match arguments.kubernetes {
+        true => measure_kubernetes(&arguments)?,
+        false => measure(&arguments, &benchmarks)?,
+    };
+    Ok(if complete {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
@@ -90,6 +98,20 @@ fn measure(arguments: &Arguments, benchmarks: &[Benchmark]) -> Result<bool> {
         println!("{}", serde_json::to_string_pretty(&rows)?);
     }
     Ok(complete)
+}
+
+/// Runs the benchmark of the agent in a large cluster and prints what it found.
+fn measure_kubernetes(arguments: &Arguments) -> Result<bool> {
+    let scale = match arguments.quick {
+        true => Scale::QUICK,
+        false => Scale::FULL,
+    };
+    let report = kubernetes::run(&scale)?;
+    match arguments.output {
+        Output::Text => println!("{}\n\n{report}", machine::describe()),
+        Output::Json => println!("{}", serde_json::to_string_pretty(&report.figures)?),
+    }
+    Ok(true)
 }
 
 fn show(report: Report, text: bool) -> Vec<Row> {
