@@ -357,8 +357,7 @@ impl Agent {
         }
         self.waiting.extend(plan.problems);
         if self.state.slices.values().any(|slice| slice.entry.own) || !plan.operations.is_empty() {
-            let ports = facts::own_ports();
-            reserve::reserve(&self.object.tables, &self.state, &ports)?;
+            reserve::reserve(&self.object.tables, &self.state)?;
         }
         let stay = snapshot.guard.is_some();
         let wanted = &self.desired.attachments;
