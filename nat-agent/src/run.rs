@@ -20,7 +20,8 @@ use tracing::{debug, error, info, warn};
 use crate::{
     announce, apply,
     bpf::{
-        links, log,
+        links::Links,
+        log,
         object::{Bits, Object},
         pins::Pins,
     },
@@ -87,6 +88,7 @@ struct Agent {
     pins: Pins,
     _lock: OwnedFd,
     object: Object,
+    links: Links,
     netlink: Netlink,
     teller: Teller,
     limits: Limits,
@@ -135,6 +137,7 @@ impl Agent {
             pins: pins.clone(),
             _lock: lock,
             object,
+            links: Links::default(),
             netlink,
             teller,
             limits: settings.limits,
@@ -304,6 +307,8 @@ impl Agent {
             warn!("nft: {problem:#}");
             self.waiting.push(format!("{problem:#}"));
         }
+        // Somebody may have detached what this process attached.
+        self.links.forget();
         self.try_reconcile();
         self.write_report();
         self.conclude().await;
@@ -361,7 +366,8 @@ impl Agent {
         }
         let stay = snapshot.guard.is_some();
         let wanted = &self.desired.attachments;
-        links::reconcile(&mut self.object.ebpf, &self.pins, wanted, stay)?;
+        self.links
+            .reconcile(&mut self.object.ebpf, &self.pins, wanted, stay)?;
         if !plan.operations.is_empty() {
             self.next_generation()?;
         }

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::mem::offset_of;
 use std::net::SocketAddrV4;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
@@ -87,15 +87,58 @@ fn the_guard_comes_first() -> Result<()> {
     bed.finish()
 }
 
+/// A pool's path is changed and changed back: a pod's link has the path's program each time.
+#[test]
+fn a_link_follows_its_path_there_and_back() -> Result<()> {
+    let bed = Bed::start(lab::pods(1), |config| config)?;
+    let device = bed.lab.hosts[0].device.clone();
+    for path in ["stack", "direct", "stack"] {
+        let config = Config::new(&bed.lab).pool(&format!("path: {path}"));
+        let wanted = format!("client_{path}");
+        bed.agent.write_config(config)?;
+        process::eventually(SOON, &wanted, || {
+            let program = link(&bed, &device, "client")?["prog_id"].to_string();
+            let program = bpftool(&bed, &format!("prog show id {program}"))?;
+            ensure!(program["name"] == *wanted, "{program}");
+            Ok(())
+        })?;
+    }
+    bed.finish()
+}
+
+/// A link that somebody else took away is put back.
+#[test]
+fn a_link_that_is_gone_is_put_back() -> Result<()> {
+    let bed = Bed::start(lab::pods(1), |config| config)?;
+    let device = bed.lab.hosts[0].device.clone();
+    let before = link_number(&bed, &device, "client")?;
+    fs::remove_file(pin(&bed, &device, "client"))?;
+    process::eventually(SOON, "another link", || {
+        ensure!(link_number(&bed, &device, "client")? > before);
+        Ok(())
+    })?;
+    bed.finish()
+}
+
 /// The kernel's number of a pinned link: a later link has a greater one.
 fn link_number(bed: &Bed, device: &str, job: &str) -> Result<u64> {
-    let pin = bed.agent.pins().join(format!("links/{device}::{job}"));
-    let shown = bed
-        .lab
-        .node
-        .run(&format!("bpftool -j link show pinned {}", pin.display()))?;
-    let shown: Value = serde_json::from_str(&shown)?;
+    let shown = link(bed, device, job)?;
     shown["id"].as_u64().with_context(|| format!("{shown}"))
+}
+
+/// What the kernel says of a pinned link.
+fn link(bed: &Bed, device: &str, job: &str) -> Result<Value> {
+    let pin = pin(bed, device, job);
+    bpftool(bed, &format!("link show pinned {}", pin.display()))
+}
+
+fn pin(bed: &Bed, device: &str, job: &str) -> PathBuf {
+    bed.agent.pins().join(format!("links/{device}::{job}"))
+}
+
+fn bpftool(bed: &Bed, command: &str) -> Result<Value> {
+    let shown = bed.lab.node.run(&format!("bpftool -j {command}"))?;
+    Ok(serde_json::from_str(&shown)?)
 }
 
 /// The file changes after the agent has read it and before it watches.

@@ -1,7 +1,11 @@
 //! Attaching programs to devices by pinned links: they stay when the agent
 //! goes, and the next agent replaces the program in place.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
 use anyhow::{Context, Result, bail};
 use aya::{
@@ -76,41 +80,86 @@ impl Attachment {
     }
 }
 
-/// Makes the attachments what is wanted: updates in place what is attached,
-/// attaches what is missing, then detaches what is too much. With `stay` a client's
-/// program stays as long as its device does: without it, the guard drops what comes from
-/// there, and for a moment nobody may know whose device it is.
-///
-/// # Errors
-/// The first attachment that fails; nothing is detached. After the guard's those before it are
-/// made, and of the clients' all others: a pod's device may go at any time.
-pub fn reconcile(ebpf: &mut Ebpf, pins: &Pins, wanted: &[Attachment], stay: bool) -> Result<()> {
-    let mut failed = None;
-    for attachment in wanted {
-        let path = pins.links().join(attachment.pin());
-        let placed = place(ebpf, attachment, &path)
-            .with_context(|| format!("attach {} to {}", attachment.program, attachment.device));
-        match placed {
-            Err(problem) if attachment.job == Job::Client => drop(failed.get_or_insert(problem)),
-            other => other?,
+/// What this process has attached or updated, and need not look at every time.
+#[derive(Debug, Default)]
+pub struct Links {
+    /// By the pin's name.
+    placed: BTreeMap<String, Attachment>,
+}
+
+impl Links {
+    /// Has the next [`Self::reconcile`] look at every link.
+    pub fn forget(&mut self) {
+        self.placed.clear();
+    }
+
+    /// Makes the attachments what is wanted: updates in place what is attached,
+    /// attaches what is missing, then detaches what is too much. With `stay` a client's
+    /// program stays as long as its device does: without it, the guard drops what comes from
+    /// there, and for a moment nobody may know whose device it is.
+    ///
+    /// # Errors
+    /// The first attachment that fails; nothing is detached. After the guard's those before it are
+    /// made, and of the clients' all others: a pod's device may go at any time.
+    pub fn reconcile(
+        &mut self,
+        ebpf: &mut Ebpf,
+        pins: &Pins,
+        wanted: &[Attachment],
+        stay: bool,
+    ) -> Result<()> {
+        let pinned = pinned(pins)?;
+        let mut failed = None;
+        for attachment in wanted {
+            match self.place(ebpf, pins, &pinned, attachment) {
+                Err(problem) if attachment.job == Job::Client => {
+                    drop(failed.get_or_insert(problem));
+                }
+                other => other?,
+            }
         }
+        if let Some(problem) = failed {
+            return Err(problem);
+        }
+        let kept: BTreeSet<String> = wanted.iter().map(Attachment::pin).collect();
+        for pin in pinned.difference(&kept) {
+            let path = pins.links().join(pin);
+            let alive = || sys::link_ifindex(&path).is_ok_and(|ifindex| ifindex != 0);
+            if !(stay && pin.ends_with(CLIENT) && alive()) {
+                fs::remove_file(path)?;
+            }
+        }
+        self.placed.retain(|pin, _| kept.contains(pin));
+        Ok(())
     }
-    if let Some(problem) = failed {
-        return Err(problem);
+
+    /// Attaches or updates, unless this process has done so before.
+    fn place(
+        &mut self,
+        ebpf: &mut Ebpf,
+        pins: &Pins,
+        pinned: &BTreeSet<String>,
+        attachment: &Attachment,
+    ) -> Result<()> {
+        let pin = attachment.pin();
+        if pinned.contains(&pin) && self.placed.get(&pin) == Some(attachment) {
+            return Ok(());
+        }
+        self.placed.remove(&pin);
+        place(ebpf, attachment, &pins.links().join(&pin))
+            .with_context(|| format!("attach {} to {}", attachment.program, attachment.device))?;
+        self.placed.insert(pin, attachment.clone());
+        Ok(())
     }
-    let kept: BTreeSet<String> = wanted.iter().map(Attachment::pin).collect();
-    for entry in fs::read_dir(pins.links())
-        .context("list the pinned links")?
+}
+
+/// The names of the pinned links.
+fn pinned(pins: &Pins) -> Result<BTreeSet<String>> {
+    let entries = fs::read_dir(pins.links()).context("list the pinned links")?;
+    let names = entries
         .flatten()
-    {
-        let (name, path) = (entry.file_name(), entry.path());
-        let name = name.to_string_lossy();
-        let alive = || sys::link_ifindex(&path).is_ok_and(|ifindex| ifindex != 0);
-        if !(kept.contains(&*name) || stay && name.ends_with(CLIENT) && alive()) {
-            fs::remove_file(path)?;
-        }
-    }
-    Ok(())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned());
+    Ok(names.collect())
 }
 
 fn place(ebpf: &mut Ebpf, attachment: &Attachment, path: &Path) -> Result<()> {
