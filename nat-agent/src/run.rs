@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use nat_common::abi::{DEVICE_OUTSIDE, MAX_GENERATION};
 use tokio::{
     signal::unix::{SignalKind, signal},
-    time::{Instant, sleep_until, timeout_at},
+    time::{Instant, sleep_until},
 };
 use tracing::{debug, error, info, warn};
 
@@ -83,6 +83,35 @@ fn pause(interval: Duration, took: Duration) -> Duration {
     interval.max(took * PAUSE)
 }
 
+/// Events of the kernel that are acted on together. Meanwhile the agent does other things.
+#[derive(Default)]
+struct Gathered {
+    change: Change,
+    until: Option<Instant>,
+}
+
+impl Gathered {
+    fn add(&mut self, change: Change) {
+        // Most events change nothing, and some neighbour has one at any time.
+        if change > Change::None {
+            self.change = self.change.max(change);
+            self.until.get_or_insert(Instant::now() + SETTLE);
+        }
+    }
+
+    /// Waits until it is time to act on them. Safe to cancel.
+    async fn due(&self) {
+        match self.until {
+            Some(until) => sleep_until(until).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn take(&mut self) -> Change {
+        std::mem::take(self).change
+    }
+}
+
 struct Agent {
     source: Source,
     pins: Pins,
@@ -90,6 +119,7 @@ struct Agent {
     object: Object,
     links: Links,
     netlink: Netlink,
+    gathered: Gathered,
     teller: Teller,
     limits: Limits,
     bits: Bits,
@@ -139,6 +169,7 @@ impl Agent {
             object,
             links: Links::default(),
             netlink,
+            gathered: Gathered::default(),
             teller,
             limits: settings.limits,
             bits,
@@ -183,7 +214,8 @@ impl Agent {
                     self.renew().await;
                     next = next.min(Instant::now() + self.sweep_interval);
                 }
-                change = self.netlink.next() => self.follow(change).await,
+                change = self.netlink.next() => self.gathered.add(change),
+                () = self.gathered.due() => self.follow().await,
                 told = self.teller.next() => told?,
                 () = sleep_until(next) => {
                     let before = clock::spent();
@@ -207,8 +239,9 @@ impl Agent {
                 "configuration applied: {} clients",
                 self.state.clients.len()
             );
+        } else {
+            self.write_report();
         }
-        self.write_report();
         self.conclude().await;
     }
 
@@ -412,16 +445,8 @@ impl Agent {
 
     /// Something has changed in the kernel: cached next hops end, and if links
     /// or addresses are others, the desired state is worked out again.
-    async fn follow(&mut self, first: Change) {
-        let mut change = first;
-        let deadline = Instant::now() + SETTLE;
-        while let Ok(next) = timeout_at(deadline, self.netlink.next()).await {
-            change = change.max(next);
-        }
-        if change == Change::None {
-            return;
-        }
-        if change >= Change::Ways {
+    async fn follow(&mut self) {
+        if self.gathered.take() >= Change::Ways {
             match self.netlink.facts().await {
                 Ok(facts) if facts.differ(&self.facts) => {
                     self.facts = facts;
