@@ -24,7 +24,7 @@ use tracing::{debug, warn};
 use super::{
     object,
     pool::EgressPool,
-    world::{Mirror, World},
+    world::{Followed, Mirror, World},
 };
 use crate::report::unix_now;
 
@@ -118,7 +118,7 @@ impl Known {
     }
 
     /// Takes an event up; whether anything of interest is another now.
-    fn event<K, T: PartialEq>(
+    fn event<K, T: Followed>(
         &mut self,
         kind: Kind,
         event: &watcher::Event<K>,
@@ -250,7 +250,7 @@ fn follow<K, T>(
 ) -> JoinHandle<()>
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
-    T: PartialEq + Send + 'static,
+    T: Followed + Send + 'static,
 {
     let shared = shared.clone();
     tokio::spawn(async move {

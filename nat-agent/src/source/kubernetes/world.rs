@@ -24,6 +24,36 @@ pub struct World {
     pub services_unknown: bool,
 }
 
+/// What is kept of an object.
+pub trait Followed: PartialEq {
+    /// Whether something is to be done at once, now that it is this and no longer `before`.
+    fn is_news(&self, before: &Self) -> bool {
+        self != before
+    }
+}
+
+impl Followed for Pod {}
+impl Followed for Namespace {}
+impl Followed for Node {}
+impl Followed for Vec<IpNet> {}
+
+impl Followed for Pool {
+    /// Renewed claims are noticed when the agent looks at claims anyway: every node renews its own
+    /// all the time, and every agent hears of it.
+    fn is_news(&self, before: &Self) -> bool {
+        let slices = |pool: &Self| {
+            let mut slices = pool.status.slices.clone();
+            slices.iter_mut().for_each(|claim| claim.renewed.clear());
+            slices
+        };
+        let rest = |pool: &Self| (pool.created, pool.uid.clone(), pool.generation);
+        rest(self) != rest(before)
+            || self.spec != before.spec
+            || self.status.conditions != before.status.conditions
+            || slices(self) != slices(before)
+    }
+}
+
 /// A list that is followed: it replaces what was known at once when it is complete, so that nothing
 /// seems to be gone while it comes in, and what was deleted unseen is noticed.
 #[derive(Clone, Debug)]
@@ -42,7 +72,7 @@ impl<T> Default for Mirror<T> {
     }
 }
 
-impl<T: PartialEq> Mirror<T> {
+impl<T: Followed> Mirror<T> {
     /// Takes an event up; whether anything of interest is another now.
     pub fn apply(&mut self, event: Event<(String, T)>, known: &mut BTreeMap<String, T>) -> bool {
         match event {
@@ -56,11 +86,10 @@ impl<T: PartialEq> Mirror<T> {
                 return first || other;
             }
             Event::Apply((name, object)) => {
-                if known.get(&name) == Some(&object) {
-                    return false;
-                }
+                let before = known.get(&name);
+                let news = before.is_none_or(|before| object.is_news(before));
                 known.insert(name, object);
-                return true;
+                return news;
             }
             Event::Delete((name, _)) => return known.remove(&name).is_some(),
         }
@@ -70,7 +99,10 @@ impl<T: PartialEq> Mirror<T> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::pool::SliceClaim;
     use super::*;
+
+    impl super::Followed for u8 {}
 
     struct Followed {
         mirror: Mirror<u8>,
@@ -136,6 +168,29 @@ mod tests {
         followed.event(Event::InitApply(("gone".to_owned(), 9)));
         followed.relist(&[("a", 1)]);
         assert_eq!(followed.names(), ["a"]);
+    }
+
+    #[test]
+    fn renewals_are_kept_and_no_news() {
+        let mut mirror = Mirror::default();
+        let mut known = BTreeMap::new();
+        let mut apply = |version: &str, node: &str, renewed: &str| {
+            let mut pool = Pool {
+                version: version.to_owned(),
+                ..Pool::default()
+            };
+            pool.status.slices.push(SliceClaim {
+                address: "203.0.113.10".to_owned(),
+                node: node.to_owned(),
+                renewed: renewed.to_owned(),
+                ..SliceClaim::default()
+            });
+            let news = mirror.apply(Event::Apply(("office".to_owned(), pool)), &mut known);
+            (news, known["office"].version.clone())
+        };
+        assert_eq!(apply("1", "a", "02:00"), (true, "1".to_owned()));
+        assert_eq!(apply("2", "a", "02:20"), (false, "2".to_owned()));
+        assert_eq!(apply("3", "b", "02:40"), (true, "3".to_owned()));
     }
 
     #[test]
