@@ -254,8 +254,10 @@ fn set_client(tables: &Tables, state: &State, text: &str, client: &ClientState) 
     for net in &client.entry.addresses {
         tables.sources.set(&prefix_key(*net), &index)?;
     }
-    // A new client has no sessions to look for: that takes a look at all there are.
-    if before & CLIENT_ACTIVE != 0 {
+    // Only who had another device has sessions that are tied to it: finding them takes a look at
+    // all there are.
+    let known = state.clients.get(text);
+    if known.is_some_and(|known| known.entry.ifindex != client.entry.ifindex) {
         purge::misplaced(tables, client);
     }
     if client.entry.cut_over || client.entry.draining {
