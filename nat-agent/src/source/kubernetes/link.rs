@@ -3,6 +3,8 @@
 
 use std::{fmt, net::Ipv4Addr};
 
+use ipnet::Ipv4Net;
+
 use crate::facts::{Facts, Kind};
 
 /// Why a pod's link is not known yet.
@@ -89,10 +91,14 @@ pub fn announced(links: &[u32], facts: &Facts) -> Result<Option<String>, Missing
 }
 
 fn find(address: Ipv4Addr, facts: &Facts) -> Result<String, Missing> {
-    let covering = facts.ways.routes.iter();
-    let covering = covering.filter(|(net, _)| net.contains(&address));
-    let route = covering.max_by_key(|(net, _)| net.prefix_len());
-    let (net, ifindex) = route.ok_or(Missing::Route)?;
+    let routes = &facts.ways.routes;
+    let covering = || {
+        let covering = routes.iter().filter(|(net, _)| net.contains(&address));
+        covering.max_by_key(|(net, _)| net.prefix_len())
+    };
+    // Most pods have a route of their own: the others need not be gone through.
+    let own = routes.get_key_value(&Ipv4Net::from(address));
+    let (net, ifindex) = own.or_else(covering).ok_or(Missing::Route)?;
     let (name, kind) = named(*ifindex, facts).ok_or(Missing::Route)?;
     match kind {
         Kind::Veth if net.prefix_len() == 32 => return Ok(name.to_owned()),
