@@ -60,6 +60,7 @@ fn the_rows_sent_reach_every_verdict_and_reason() {
         verdicts.partition(|verdict| matches!(verdict, Verdict::Drop(_)));
     let kinds: BTreeSet<_> = others.iter().map(compare::kind).collect();
     let all = [
+        "Alone",
         "Mark",
         "Neighbour",
         "Pass",

@@ -54,6 +54,7 @@ fn the_cases_reach_every_verdict() {
     }
     println!("{counts:?}");
     let all = [
+        "Alone",
         "Drop",
         "Mark",
         "Neighbour",

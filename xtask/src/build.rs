@@ -67,10 +67,13 @@ pub fn everything(release: bool) -> Result<Built> {
         command.arg("--release");
     }
     run::visibly(&mut command)?;
-    for name in ["nat-agent", "natctl"] {
-        static_program(&["--bin", name], release)?;
+    for (package, name) in [
+        ("nat-agent", "nat-agent"),
+        ("nat-agent", "natctl"),
+        (PLUGIN, PLUGIN),
+    ] {
+        static_program(package, name, release)?;
     }
-    static_program(&["--package", PLUGIN, "--bin", PLUGIN], release)?;
     let profile = if release { "release" } else { "debug" };
     let directory = toolchain::host_target_dir(&run::workspace()).join(profile);
     Ok(Built { directory })
@@ -78,9 +81,9 @@ pub fn everything(release: bool) -> Result<Built> {
 
 /// Links one program statically: images have no C library, and the CNI plugin runs on nodes
 /// whose own may be any. What it is made of is not compiled again for that.
-fn static_program(target: &[&str], release: bool) -> Result<()> {
+fn static_program(package: &str, name: &str, release: bool) -> Result<()> {
     let mut command = run::cargo("rustc");
-    command.args(target);
+    command.args(["--package", package, "--bin", name]);
     if release {
         command.arg("--release");
     }

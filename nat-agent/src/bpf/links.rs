@@ -113,7 +113,7 @@ impl Links {
         for attachment in wanted {
             match self.place(ebpf, pins, &pinned, attachment) {
                 Err(problem) if attachment.job == Job::Client => {
-                    drop(failed.get_or_insert(problem));
+                    failed.get_or_insert(problem);
                 }
                 other => other?,
             }

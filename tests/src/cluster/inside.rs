@@ -24,7 +24,7 @@ pub const IMPORT: (&str, [&str; 4]) = ("ctr", ["-n", "k8s.io", "images", "import
 /// What PID 1 of a node does.
 pub fn run(place: &Place, number: u8) -> Result<()> {
     let name = Machine::Node(number);
-    nix::unistd::sethostname(name.to_string())?;
+    fs::write("/proc/sys/kernel/hostname", name.to_string())?;
     let programs = Record::read(place)?.programs;
     Root {
         disk: &place.root(number),

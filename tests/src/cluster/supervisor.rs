@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
-use nix::sys::resource::{self, Resource};
 use nix::sys::wait::{self, WaitStatus};
+
+use crate::sys;
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// A service that ends at once should not take the machine's whole time.
@@ -48,8 +49,7 @@ pub struct Supervisor {
 impl Supervisor {
     /// Will have services write into the directory `logs`.
     pub fn new(logs: &Path) -> Result<Self> {
-        let (_, most) = resource::getrlimit(Resource::RLIMIT_NOFILE)?;
-        resource::setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+        sys::raise_file_limit()?;
         Ok(Self {
             logs: logs.to_path_buf(),
             running: Vec::new(),

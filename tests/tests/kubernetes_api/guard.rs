@@ -48,15 +48,21 @@ impl<'a> Bed<'a> {
         api.pod("shop/asks-not", 1, 12, "none").await?;
         let kubeconfig = fs::read_to_string(api.server.kubeconfig(AGENT)?)?;
         let agent = Agent::start_on(lab, NODE_FILE, "n1", &kubeconfig)?;
+        // It stands before anything else does: nothing may get out from here on.
+        eventually(SOON, "the guard", || {
+            ensure!(
+                lab.node
+                    .run("nft list set ip natctl pods")?
+                    .contains("10.244.1.0/24")
+            );
+            Ok(())
+        })?;
         Ok(Self { agent, api, lab })
     }
 
     /// The pod without an annotation and the one with one get through.
     fn known_pods_pass(&self, unannotated: Ipv4Addr) -> Result<()> {
-        let [asks, asks_not, _] = &self.lab.hosts[..] else {
-            return Err(anyhow::anyhow!("not three pods"));
-        };
-        for (host, wanted) in [(asks, EGRESS[0]), (asks_not, unannotated)] {
+        for (host, wanted) in self.lab.hosts.iter().zip([EGRESS[0], unannotated]) {
             let seen = eventually(SOON, &host.name, || seen(host, SERVER))?;
             ensure!(seen == wanted, "{} is seen as {seen}", host.name);
         }
