@@ -288,9 +288,9 @@ pub mod defaults {
     pub const ADDRESSES: u32 = 64;
     /// [`Snapshot::mark_bit`](super::Snapshot::mark_bit): used by none of kube-proxy (14, 15),
     /// Calico and Cilium.
-    pub const MARK_BIT: u8 = 23;
+    pub const MARK_BIT: u8 = 13;
     /// [`Snapshot::decided_bit`](super::Snapshot::decided_bit).
-    pub const DECIDED_BIT: u8 = 22;
+    pub const DECIDED_BIT: u8 = 12;
     /// [`Snapshot::sweep_interval`](super::Snapshot::sweep_interval).
     pub const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 }

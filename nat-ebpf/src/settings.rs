@@ -9,11 +9,11 @@ static TICK_SHIFT: Global<u32> = Global::new(8);
 
 /// The bit of `skb->mark` that says "checked, to be translated".
 #[unsafe(no_mangle)]
-static MARK: Global<u32> = Global::new(1 << 23);
+static MARK: Global<u32> = Global::new(1 << 13);
 
 /// The bit of `skb->mark` that says "looked at where it came in".
 #[unsafe(no_mangle)]
-static DECIDED: Global<u32> = Global::new(1 << 22);
+static DECIDED: Global<u32> = Global::new(1 << 12);
 
 /// Buckets of a session table, less one.
 #[unsafe(no_mangle)]

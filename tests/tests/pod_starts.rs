@@ -20,7 +20,7 @@ use nat_tests::wire::Flow;
 const TCP: SocketAddrV4 = SocketAddrV4::new(OUTSIDE, 9000);
 const UDP: SocketAddrV4 = SocketAddrV4::new(OUTSIDE, 9001);
 const EGRESS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 20);
-/// In each way of starting them, of which there are three on each of two kinds of pod networks.
+/// In each way of starting them, of which there are four on each of two kinds of pod networks.
 const PODS: usize = 34;
 /// All of them, on a machine that does other things as well.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -46,6 +46,13 @@ table ip node-masquerade {
         ip saddr 10.244.0.0/16 ip daddr != { 10.244.0.0/16, 224.0.0.0/4 } masquerade fully-random
     }
 }
+";
+const UNGUARDED: &str = "
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: unguarded, namespace: natctl-system}
+data:
+  node.yaml: 'guard: off'
 ";
 /// What a pod does: NAME's first word is on its way before anything else happens.
 const SCRIPT: &str = "for word in 1 2; do \
@@ -183,14 +190,31 @@ impl Stage {
             .count()
     }
 
-    /// No pod of the batch was seen as anybody else, and the first word of each was heard.
-    fn judge(&self, batch: &str) -> Result<()> {
+    /// How many pods were heard at all.
+    fn pods_heard(&self, batch: &str) -> usize {
+        let heard = self.ear.heard();
+        let said = |number: &usize| {
+            ["1", "2"].map(|word| heard.contains_key(&format!("{batch}-{number}-{word}")))
+        };
+        (0..PODS)
+            .filter(|number| said(number).contains(&true))
+            .count()
+    }
+
+    /// No pod of the batch was seen as anybody else.
+    fn no_leak(&self, batch: &str) -> Result<usize> {
         let (foreign, first) = (self.foreign(), self.first_words(batch));
         eprintln!("  {batch}: {PODS} starts, {first} first words, {foreign} foreign frames");
         ensure!(
             foreign == 0,
             "{batch}: {foreign} frames left under a foreign address"
         );
+        Ok(first)
+    }
+
+    /// No pod of the batch was seen as anybody else, and the first word of each was heard.
+    fn judge(&self, batch: &str) -> Result<()> {
+        let first = self.no_leak(batch)?;
         ensure!(
             first == PODS,
             "{batch}: {first} of {PODS} first words were heard"
@@ -198,12 +222,12 @@ impl Stage {
         self.remove(batch)
     }
 
-    /// Kills the agent twice while pods start.
-    fn kill_the_agent(&self, batch: &str) -> Result<()> {
-        for share in [PODS / 6, PODS / 2] {
+    /// Kills the agent while pods start, whenever so many of them have been heard.
+    fn kill_the_agent(&self, batch: &str, shares: &[usize]) -> Result<()> {
+        for &share in shares {
             eventually(PATIENCE, "pods to start", || {
-                let words = self.first_words(batch);
-                ensure!(words >= share, "{words} of {share} have");
+                let pods = self.pods_heard(batch);
+                ensure!(pods >= share, "{pods} of {share} have");
                 Ok(())
             })?;
             let node = self.node()?;
@@ -227,6 +251,16 @@ impl Stage {
         let now = self.node()?.exec(&format!("cat {CONFLIST}"))?;
         ensure!(now == self.conflist, "it is not as it was: {now}");
         Ok(())
+    }
+
+    /// The agent without the guard, too.
+    fn without_the_guard(&self) -> Result<()> {
+        self.cluster.apply(UNGUARDED)?;
+        let patch = r#"[{"op":"replace","path":"/spec/template/spec/volumes/0/configMap/name","value":"unguarded"}]"#;
+        self.cluster.kubectl(&format!(
+            "-n {NAMESPACE} patch daemonset nat-agent --type=json -p {patch}"
+        ))?;
+        deploy::wait(&self.cluster)
     }
 
     /// Calls the plugin as a runtime does.
@@ -345,19 +379,22 @@ fn all_ways(cni: Cni, name: &str, more: impl FnOnce(&Stage) -> Result<()>) -> Re
     stage.start(&batch("plugin"), || Ok(()))?;
     stage.judge(&batch("plugin"))?;
     let killed = batch("killed");
-    stage.start(&killed, || stage.kill_the_agent(&killed))?;
+    stage.start(&killed, || {
+        stage.kill_the_agent(&killed, &[PODS / 6, PODS / 2])
+    })?;
     stage.judge(&killed)?;
     deploy::wait(&stage.cluster)?;
     more(&stage)?;
     stage.without_the_plugin()?;
-    stage.start(&batch("alone"), || Ok(()))?;
-    let foreign = stage.foreign();
-    eprintln!(
-        "  {}: {PODS} starts, {foreign} foreign frames",
-        batch("alone")
-    );
+    let guarded = batch("guard");
+    stage.start(&guarded, || stage.kill_the_agent(&guarded, &[PODS / 6]))?;
+    stage.no_leak(&guarded)?;
+    stage.remove(&guarded)?;
+    deploy::wait(&stage.cluster)?;
+    stage.without_the_guard()?;
+    stage.start(&batch("nothing"), || Ok(()))?;
     ensure!(
-        foreign > 0,
+        stage.foreign() > 0,
         "no leak where nothing prevents one: this test cannot see any"
     );
     stage.sniffer.finish()?;

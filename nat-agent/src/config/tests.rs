@@ -146,8 +146,8 @@ mod accepted {
                 clients: 4096,
                 addresses: 64,
             },
-            mark_bit: 23,
-            decided_bit: 22,
+            mark_bit: 13,
+            decided_bit: 12,
             sweep_interval: Duration::from_secs(5),
             guard: None,
         };
@@ -493,8 +493,8 @@ mod values {
     #[test]
     fn one_bit_for_two_purposes() {
         for (more, place, bit) in [
-            ("markBit: 22", "f:11:10: markBit", 22),
-            ("decidedBit: 23", "f:11:13: decidedBit", 23),
+            ("markBit: 12", "f:11:10: markBit", 12),
+            ("decidedBit: 13", "f:11:13: decidedBit", 13),
             ("decidedBit: 5\nmarkBit: 5", "f:11:13: decidedBit", 5),
         ] {
             small_and_refuses(
