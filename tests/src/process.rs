@@ -1,5 +1,6 @@
 //! Programs that a lab starts: run to their end with a time limit, or kept in the background and killed on drop.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
@@ -86,9 +87,9 @@ pub fn run(command: &mut Command, timeout: Duration) -> Result<Finished> {
 
 /// Like [`run`], with something to read.
 pub fn run_with_input(command: &mut Command, input: &str, timeout: Duration) -> Result<Finished> {
-    let what = describe(command);
+    let (what, path) = (describe(command), path_of(command));
     let mut child = command
-        .env("PATH", path())
+        .env("PATH", path)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -124,6 +125,14 @@ pub fn run_with_input(command: &mut Command, input: &str, timeout: Duration) -> 
 fn path() -> String {
     let inherited = std::env::var("PATH").unwrap_or_default();
     format!("{inherited}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin")
+}
+
+/// The search path that a command was given, or else ours.
+fn path_of(command: &Command) -> OsString {
+    let mut variables = command.get_envs();
+    let own = variables.find(|(name, _)| *name == "PATH");
+    let own = own.and_then(|(_, value)| value).map(OsString::from);
+    own.unwrap_or_else(|| path().into())
 }
 
 /// Where a program is on the search path.
@@ -201,10 +210,10 @@ impl Process {
     /// Starts `command` with both outputs appended to the file `log`.
     pub fn spawn(command: &mut Command, log: &Path) -> Result<Self> {
         check_interrupt()?;
-        let what = describe(command);
+        let (what, path) = (describe(command), path_of(command));
         let file = File::options().create(true).append(true).open(log)?;
         let child = command
-            .env("PATH", path())
+            .env("PATH", path)
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)

@@ -240,7 +240,7 @@ impl Stage {
 
     /// The agent without its plugin, and the network configuration as it was.
     fn without_the_plugin(&self) -> Result<()> {
-        let patch = r#"[{"op":"remove","path":"/spec/template/spec/initContainers"},{"op":"replace","path":"/spec/template/spec/containers/0/args","value":["--kubernetes","--config=/etc/natctl/node.yaml"]}]"#;
+        let patch = r#"[{"op":"remove","path":"/spec/template/spec/initContainers"},{"op":"replace","path":"/spec/template/spec/containers/0/args","value":["--kubernetes","--config=/etc/natctl/node.yaml","--health=127.0.0.1:9819"]}]"#;
         self.cluster.kubectl(&format!(
             "-n {NAMESPACE} patch daemonset nat-agent --type=json -p {patch}"
         ))?;

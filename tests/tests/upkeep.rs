@@ -93,7 +93,7 @@ fn a_link_follows_its_path_there_and_back() -> Result<()> {
     let bed = Bed::start(lab::pods(1), |config| config)?;
     let device = bed.lab.hosts[0].device.clone();
     for path in ["stack", "direct", "stack"] {
-        let config = Config::new(&bed.lab).pool(&format!("path: {path}"));
+        let config = Config::new(&bed.lab).pool(format!("path: {path}"));
         let wanted = format!("client_{path}");
         bed.agent.write_config(config)?;
         process::eventually(SOON, &wanted, || {

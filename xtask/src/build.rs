@@ -1,6 +1,6 @@
 //! `cargo xtask build`: the eBPF objects, then everything for the host.
 
-use std::path::PathBuf;
+use std::{fs, path::PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -20,6 +20,14 @@ pub struct Args {
 
 /// The CNI plugin.
 const PLUGIN: &str = "nat-cni";
+/// What is linked statically: packages and their programs.
+const STATIC: [(&str, &str); 3] = [
+    ("nat-agent", "nat-agent"),
+    ("nat-agent", "natctl"),
+    (PLUGIN, PLUGIN),
+];
+/// Where these are, below cargo's own directory: cargo links them dynamically whenever it runs tests.
+const STATIC_DIRECTORY: &str = "static";
 
 /// What a build leaves, for the programs that run it.
 pub struct Built {
@@ -29,6 +37,9 @@ pub struct Built {
 impl Built {
     /// A program for the host.
     pub fn program(&self, name: &str) -> PathBuf {
+        if STATIC.iter().any(|(_, program)| *program == name) {
+            return self.directory.join(STATIC_DIRECTORY).join(name);
+        }
         self.directory.join(name)
     }
 
@@ -67,21 +78,18 @@ pub fn everything(release: bool) -> Result<Built> {
         command.arg("--release");
     }
     run::visibly(&mut command)?;
-    for (package, name) in [
-        ("nat-agent", "nat-agent"),
-        ("nat-agent", "natctl"),
-        (PLUGIN, PLUGIN),
-    ] {
-        static_program(package, name, release)?;
-    }
     let profile = if release { "release" } else { "debug" };
     let directory = toolchain::host_target_dir(&run::workspace()).join(profile);
-    Ok(Built { directory })
+    let built = Built { directory };
+    for (package, name) in STATIC {
+        static_program(&built, package, name, release)?;
+    }
+    Ok(built)
 }
 
 /// Links one program statically: images have no C library, and the CNI plugin runs on nodes
 /// whose own may be any. What it is made of is not compiled again for that.
-fn static_program(package: &str, name: &str, release: bool) -> Result<()> {
+fn static_program(built: &Built, package: &str, name: &str, release: bool) -> Result<()> {
     let mut command = run::cargo("rustc");
     command.args(["--package", package, "--bin", name]);
     if release {
@@ -91,7 +99,14 @@ fn static_program(package: &str, name: &str, release: bool) -> Result<()> {
     run::visibly(&mut command).context(
         "nat-agent, natctl and nat-cni are linked statically, which takes the C library as an \
          archive (Debian: libc6-dev, Fedora: glibc-static)",
-    )
+    )?;
+    let place = built.program(name);
+    let made = built.directory.join(name);
+    fs::create_dir_all(place.with_file_name(""))?;
+    // In its place at once: an older one may be running.
+    let new = place.with_extension("new");
+    fs::copy(&made, &new).with_context(|| format!("copy {}", made.display()))?;
+    fs::rename(&new, &place).with_context(|| format!("put {} in place", place.display()))
 }
 
 /// Builds one program of the tests crate, and says nothing unless that fails.

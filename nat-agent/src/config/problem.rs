@@ -56,9 +56,14 @@ impl Problem {
     /// Without its place, for what was not read from a file: `field: what is wrong; what to do`.
     pub(super) fn words(&self) -> String {
         match self.mark.as_ref().map(|mark| &mark.field) {
-            Some(field) if !field.is_empty() => format!("{field}: {}", self.message),
-            _ => self.message.clone(),
+            Some(field) if !field.is_empty() => format!("{field}: {}", self.line()),
+            _ => self.line(),
         }
+    }
+
+    /// The message in one line: a value that it quotes may have several.
+    fn line(&self) -> String {
+        self.message.replace(['\n', '\r'], " ")
     }
 }
 
@@ -72,7 +77,7 @@ impl fmt::Display for Problem {
                 write!(f, " {field}:")?;
             }
         }
-        write!(f, " {}", self.message)
+        write!(f, " {}", self.line())
     }
 }
 

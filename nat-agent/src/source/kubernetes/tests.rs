@@ -969,6 +969,8 @@ fn pods_that_ask_for_nothing_are_decided_and_are_no_clients() {
     assert!(lab.left_alone.is_empty() && lab.state.devices.contains_key(&108));
     lab.world.pods.get_mut("shop/asks-not").unwrap().wish = None;
     assert_eq!(decided(&mut lab), ["veth7", "veth8"]);
+    // It has been drained, and had no flows.
+    assert_eq!(decided(&mut lab), ["veth7", "veth8"]);
     assert!(!lab.state.devices.contains_key(&108));
 }
 

@@ -91,7 +91,8 @@ async fn create_pod(client: &Client, on: usize, number: usize) -> Result<()> {
             "name": name,
             "labels": {"app.kubernetes.io/name": "web", "app.kubernetes.io/part-of": "shop",
                 "pod-template-hash": "6d5f7c9b8"},
-            "annotations": {"natctl.io/egress-ip": pool(on)},
+            // Measured again and again: what a pod sent before must not go on by its old address.
+            "annotations": {"natctl.io/egress-ip": pool(on), "natctl.io/cutover": "immediate"},
         },
         "spec": {
             "nodeName": node(on), "containers": [container("web"), container("sidecar")],
