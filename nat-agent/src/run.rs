@@ -383,6 +383,8 @@ impl Agent {
         }
         self.facts.forwarding = facts::forwarding();
         self.desired = desired(snapshot, &self.facts, &self.state.egress());
+        // Clients may have opened sessions there since the last sweep.
+        self.busy.extend(self.state.egress().into_values());
         let plan = diff(&self.state, &self.desired, &self.busy, &self.limits);
         for operation in &plan.operations {
             apply::apply(&self.object.tables, &self.pins, &self.state, operation)
