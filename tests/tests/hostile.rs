@@ -204,7 +204,7 @@ fn fragments_disturb_nobody() -> Result<()> {
         let counted = std::thread::scope(|scope| -> Result<u64> {
             let before = bed.agent.status()?.drops("fragment");
             let download = scope.spawn(|| {
-                programs::download(lab, &nginx, &lab.hosts[1], SERVER, "--limit-rate 5M")
+                programs::download(lab, &nginx, &lab.hosts[1], SERVER, "--limit-rate 2M")
             });
             let out = scope.spawn(|| fragments(bed, own, ECHO, DATAGRAMS));
             fragments(bed, ECHO, seen, DATAGRAMS)?;
