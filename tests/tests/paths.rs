@@ -63,7 +63,7 @@ fn programs_work(lab: &Lab) -> Result<()> {
         ensure!(programs::ping(host, SERVER, 3, "-s 1400 -M do")? == 3);
         ensure!(iperf.run(host, 1, "")?.bytes > 4 << 20);
         ensure!(iperf.run(host, 1, "--parallel 4 --reverse")?.bytes > 4 << 20);
-        let udp = iperf.run(host, 1, "--udp --bitrate 20M --length 1200")?;
+        let udp = iperf.run(host, 1, "--udp --bitrate 10M --length 1200")?;
         ensure!(udp.bytes > 1 << 20 && udp.lost == 0, "{udp:?}");
         for port in [0, 4000, 65535] {
             let socket = programs::udp_socket(host, port, ECHO)?;

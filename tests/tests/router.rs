@@ -55,7 +55,7 @@ fn programs_through_native_xdp() -> Result<()> {
         }
         ensure!(iperf.run(host, 1, "")?.bytes > 4 << 20);
         ensure!(iperf.run(host, 1, "--reverse")?.bytes > 4 << 20);
-        let udp = iperf.run(host, 1, "--udp --bitrate 20M --length 1200")?;
+        let udp = iperf.run(host, 1, "--udp --bitrate 10M --length 1200")?;
         ensure!(udp.bytes > 1 << 20 && udp.lost == 0, "{udp:?}");
         let socket = programs::udp_socket(host, 4000, ECHO)?;
         ensure!(
