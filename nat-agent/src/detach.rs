@@ -14,6 +14,8 @@ pub fn detach(pins: &Pins) -> Result<bool> {
         return Ok(false);
     }
     let lock = pins.lock()?;
+    // Before the programs: without their decision it would drop what pods send that asked for nothing.
+    nft::lift_guard()?;
     pins.remove()?;
     drop(lock);
     nft::remove()?;

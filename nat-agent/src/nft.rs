@@ -72,11 +72,7 @@ impl Table {
         }
         run(&match wanted {
             Some(guard) => standing(guard, self.decided),
-            None => format!(
-                "{}delete chain ip {TABLE} guard\ndelete set ip {TABLE} pods\n\
-                 delete set ip {TABLE} untranslated\ndelete counter ip {TABLE} {COUNTER}\n",
-                frame()
-            ),
+            None => lifted(),
         })
         .context("set the guard")?;
         self.listing = list()?;
@@ -99,6 +95,14 @@ impl Table {
         ))?;
         Ok(true)
     }
+}
+
+/// Removes the guard alone, if it is there: what comes without a decision passes.
+///
+/// # Errors
+/// `nft` is missing or refuses.
+pub fn lift_guard() -> Result<()> {
+    run(&lifted())
 }
 
 /// Removes the table, if it is there.
@@ -129,6 +133,14 @@ fn frame() -> String {
          \tset untranslated {{ type ipv4_addr; flags interval; }}\n\
          \tchain guard {{ type filter hook postrouting priority raw; policy accept; }}\n\
          }}\n"
+    )
+}
+
+fn lifted() -> String {
+    format!(
+        "{}delete chain ip {TABLE} guard\ndelete set ip {TABLE} pods\n\
+         delete set ip {TABLE} untranslated\ndelete counter ip {TABLE} {COUNTER}\n",
+        frame()
     )
 }
 
