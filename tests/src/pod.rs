@@ -175,7 +175,7 @@ impl<'a> Pod<'a> {
 
     /// Listens at a TCP port, until the value is dropped.
     pub fn listen(&self, port: u16) -> Result<Process> {
-        let mut server = self.run(&format!("nc.openbsd -v -l -k -p {port}"))?;
+        let mut server = self.run(&format!("nc.openbsd -n -v -l -k -p {port}"))?;
         server.wait_for_output(0, PATIENCE, |output| {
             output.contains("Listening").then_some(())
         })?;
