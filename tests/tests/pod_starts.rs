@@ -57,7 +57,7 @@ data:
 /// What a pod does: NAME's first word is on its way before anything else happens.
 const SCRIPT: &str = "for word in 1 2; do \
                       echo NAME-$word | nc.openbsd -u -q 0 198.51.100.2 9001; \
-                      nc.openbsd -d -w 1 198.51.100.2 9000 > /dev/null; done";
+                      nc.openbsd -d -w 1 198.51.100.2 9000 > /dev/null; done; true";
 
 /// A server outside that notes as whom it sees each word it hears for the first time.
 struct Ear {
