@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod api_server;
+pub mod background;
 pub mod bench;
 pub mod cluster;
 pub mod config;

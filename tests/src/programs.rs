@@ -15,6 +15,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::background::Background;
 use crate::lab::{Host, Lab};
 use crate::netns::Netns;
 use crate::process::{self, Port, Process};
@@ -433,36 +434,6 @@ impl Chatter {
             Err(panic) => std::panic::resume_unwind(panic),
         };
         self.threads.into_iter().map(join).collect()
-    }
-}
-
-/// A thread that does one thing again and again until dropped.
-struct Background {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Background {
-    fn start(mut step: impl FnMut(&Arc<AtomicBool>) + Send + 'static) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let inner = stop.clone();
-        let thread = thread::spawn(move || {
-            while !inner.load(Ordering::Relaxed) {
-                step(&inner);
-            }
-        });
-        Self {
-            stop,
-            thread: Some(thread),
-        }
-    }
-}
-
-impl Drop for Background {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        // A panic there has been printed already.
-        let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 

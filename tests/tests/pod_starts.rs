@@ -2,13 +2,12 @@
 //! them under another address than their egress address.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nat_tests::background::Background;
 use nat_tests::cluster::{self, Cluster, Cni, Node, OUTSIDE, Options};
 use nat_tests::deploy::{self, NAMESPACE};
 use nat_tests::netns::Netns;
@@ -59,57 +58,41 @@ const SCRIPT: &str = "for word in 1 2; do \
                       echo NAME-$word | nc.openbsd -u -q 0 198.51.100.2 9001; \
                       nc.openbsd -d -w 1 198.51.100.2 9000 > /dev/null; done; true";
 
+/// As whom each word was heard first.
+type Heard = Arc<Mutex<BTreeMap<String, Ipv4Addr>>>;
+
 /// A server outside that notes as whom it sees each word it hears for the first time.
 struct Ear {
-    heard: Arc<Mutex<BTreeMap<String, Ipv4Addr>>>,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    heard: Heard,
+    _server: Background,
 }
 
 impl Ear {
     fn open(outside: &Netns) -> Result<Self> {
         let socket = outside.enter(|| UdpSocket::bind(UDP))??;
         socket.set_read_timeout(Some(Duration::from_millis(100)))?;
-        let heard = Arc::new(Mutex::new(BTreeMap::new()));
-        let stop = Arc::new(AtomicBool::new(false));
-        let (record, ended) = (heard.clone(), stop.clone());
-        let thread = thread::spawn(move || listen(&socket, &record, &ended));
+        let heard = Heard::default();
+        let record = heard.clone();
+        let server = Background::start(move |_| listen(&socket, &record));
         Ok(Self {
             heard,
-            stop,
-            thread: Some(thread),
+            _server: server,
         })
     }
 
     fn heard(&self) -> BTreeMap<String, Ipv4Addr> {
-        self.heard
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        process::lock(&self.heard).clone()
     }
 }
 
-impl Drop for Ear {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        let _ = self.thread.take().map(JoinHandle::join);
-    }
-}
-
-fn listen(socket: &UdpSocket, heard: &Mutex<BTreeMap<String, Ipv4Addr>>, stop: &AtomicBool) {
+fn listen(socket: &UdpSocket, heard: &Heard) {
     let mut buffer = [0; 256];
-    while !stop.load(Ordering::Relaxed) {
-        let Ok((length, from)) = socket.recv_from(&mut buffer) else {
-            continue;
-        };
-        let (word, std::net::IpAddr::V4(source)) =
-            (String::from_utf8_lossy(&buffer[..length]), from.ip())
-        else {
-            continue;
-        };
-        let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.entry(word.trim().to_string()).or_insert(source);
-    }
+    let Ok((length, SocketAddr::V4(from))) = socket.recv_from(&mut buffer) else {
+        return;
+    };
+    let word = String::from_utf8_lossy(&buffer[..length]);
+    let mut heard = process::lock(heard);
+    heard.entry(word.trim().to_string()).or_insert(*from.ip());
 }
 
 /// A cluster of one node that masquerades, with the agent on it and servers outside.

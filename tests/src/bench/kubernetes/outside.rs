@@ -1,14 +1,13 @@
 //! Whose packets arrive outside, as whom and when.
 
 use std::net::{IpAddr, SocketAddrV4, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
 use super::node::address;
+use crate::background::Background;
 use crate::lab::BEYOND;
 use crate::netns::Netns;
 use crate::process::lock;
@@ -26,8 +25,7 @@ struct Seen {
 /// A server that notes whose packets come in.
 pub struct Outside {
     seen: Arc<Mutex<Vec<Seen>>>,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    _server: Background,
 }
 
 impl Outside {
@@ -36,17 +34,11 @@ impl Outside {
         let socket = namespace.enter(|| UdpSocket::bind(DESTINATION))??;
         socket.set_read_timeout(Some(Duration::from_millis(100)))?;
         let seen = Arc::new(Mutex::new(vec![Seen::default(); pods]));
-        let stop = Arc::new(AtomicBool::new(false));
-        let (notes, stopped) = (seen.clone(), stop.clone());
-        let thread = thread::spawn(move || {
-            while !stopped.load(Ordering::Relaxed) {
-                receive(&socket, &notes);
-            }
-        });
+        let notes = seen.clone();
+        let server = Background::start(move |_| receive(&socket, &notes));
         Ok(Self {
             seen,
-            stop,
-            thread: Some(thread),
+            _server: server,
         })
     }
 
@@ -78,14 +70,6 @@ impl Outside {
         let seen = lock(&self.seen);
         let last = seen.iter().filter_map(|seen| seen.translated).max();
         last.context("none came")
-    }
-}
-
-impl Drop for Outside {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        // It does not panic.
-        let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 

@@ -1,9 +1,7 @@
 //! Sockets that send as pods, each through its pod's own link.
 
 use std::net::{SocketAddrV4, UdpSocket};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -11,6 +9,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::node::{Node, address, device};
 use super::outside::DESTINATION;
+use crate::background::Background;
 
 const PORT: u16 = 4000;
 /// How often a pod sends while its first translated packet is waited for.
@@ -29,16 +28,16 @@ impl Sockets {
     }
 
     /// Sends from one pod while the value lives.
-    pub fn one(&self, pod: usize) -> Result<Sending> {
+    pub fn one(&self, pod: usize) -> Result<Background> {
         let socket = self.0.get(pod).context("no such pod")?.try_clone()?;
-        Ok(Sending::start(vec![(pod, socket)], ONE))
+        Ok(send(vec![(pod, socket)], ONE))
     }
 
     /// Sends from all pods while the value lives.
-    pub fn all(&self) -> Result<Sending> {
+    pub fn all(&self) -> Result<Background> {
         let sockets = self.0.iter().enumerate();
         let sockets = sockets.map(|(pod, socket)| Ok((pod, socket.try_clone()?)));
-        Ok(Sending::start(sockets.collect::<Result<_>>()?, ALL))
+        Ok(send(sockets.collect::<Result<_>>()?, ALL))
     }
 }
 
@@ -51,36 +50,13 @@ fn socket(pod: usize) -> Result<UdpSocket> {
     Ok(socket.into())
 }
 
-/// A thread that sends.
-pub struct Sending {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Sending {
-    fn start(sockets: Vec<(usize, UdpSocket)>, every: Duration) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
-        let thread = thread::spawn(move || {
-            while !stopped.load(Ordering::Relaxed) {
-                for (pod, socket) in &sockets {
-                    // What the node refuses comes back as an error of the next call.
-                    let _ = socket.send_to(&(*pod as u32).to_be_bytes(), DESTINATION);
-                }
-                thread::sleep(every);
-            }
-        });
-        Self {
-            stop,
-            thread: Some(thread),
+/// Sends from all of them, over and over.
+fn send(sockets: Vec<(usize, UdpSocket)>, every: Duration) -> Background {
+    Background::start(move |_| {
+        for (pod, socket) in &sockets {
+            // What the node refuses comes back as an error of the next call.
+            let _ = socket.send_to(&(*pod as u32).to_be_bytes(), DESTINATION);
         }
-    }
-}
-
-impl Drop for Sending {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        // It does not panic.
-        let _ = self.thread.take().map(JoinHandle::join);
-    }
+        thread::sleep(every);
+    })
 }
