@@ -8,7 +8,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -18,14 +18,18 @@ use crate::netns::Netns;
 use crate::sys;
 
 const POLL: Duration = Duration::from_millis(10);
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
-/// Makes every wait of this process return an error soon: the way from Ctrl-C to an orderly clean-up.
-pub fn interrupt() {
-    INTERRUPTED.store(true, Ordering::Relaxed);
+/// Ctrl-C makes every wait of this process fail soon; the values on the way out then remove what they made. Programs
+/// that it starts get their signals as always.
+pub fn heed_interrupts() -> Result<()> {
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        signal_hook::flag::register(signal, INTERRUPTED.clone())?;
+    }
+    Ok(())
 }
 
-/// An error after [`interrupt`].
+/// An error after Ctrl-C, if it is heeded.
 pub fn check_interrupt() -> Result<()> {
     ensure!(!INTERRUPTED.load(Ordering::Relaxed), "interrupted");
     Ok(())
@@ -361,4 +365,25 @@ pub fn is_open(namespace: &Netns, port: Port) -> Result<bool> {
             .is_some_and(|address| address.ends_with(&wanted));
         local && fields.nth(1) == Some(listening)
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_can_be_terminated_though_interrupts_are_heeded() -> Result<()> {
+        heed_interrupts()?;
+        let mut command = Command::new("grep");
+        let status = run(command.args(["^Sig[BI]", "/proc/self/status"]), POLL * 100)?.success()?;
+        let termination = 1_u64 << (libc::SIGTERM - 1) | 1 << (libc::SIGINT - 1);
+        for set in status
+            .lines()
+            .filter_map(|line| line.split_whitespace().last())
+        {
+            ensure!(u64::from_str_radix(set, 16)? & termination == 0, "{status}");
+        }
+        ensure!(status.lines().count() == 2, "{status}");
+        Ok(())
+    }
 }

@@ -1,7 +1,7 @@
 //! The kernel calls that `std` and `socket2` do not offer, and all of this crate's `unsafe` for the labs. (That of
 //! the fixtures' frames is in [`crate::raw`].)
 //!
-//! Everything exported is safe to call: namespaces, signals and a receive ring for frames.
+//! Everything exported is safe to call: namespaces, kills and a receive ring for frames.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -60,40 +60,6 @@ pub fn kill(pid: u32, signal: i32) -> io::Result<()> {
 pub fn kill_group(leader: u32) -> io::Result<()> {
     // SAFETY: kill takes two integers; `leader` is above 1, so this means one group and not every process.
     check(unsafe { libc::kill(-(leader.max(2) as i32), libc::SIGKILL) }).map(drop)
-}
-
-/// Keeps SIGINT and SIGTERM from ending this process: [`wait_for_signal`] takes them instead.
-///
-/// Call it before other threads exist; they inherit it. Children started through `std` do not.
-pub fn hold_signals() -> io::Result<()> {
-    let set = termination_signals();
-    // SAFETY: `set` is a valid set and the old mask is not asked for.
-    match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, ptr::null_mut()) } {
-        0 => Ok(()),
-        error => Err(io::Error::from_raw_os_error(error)),
-    }
-}
-
-/// Waits for SIGINT or SIGTERM after [`hold_signals`].
-pub fn wait_for_signal() -> io::Result<i32> {
-    let set = termination_signals();
-    let mut signal = 0;
-    // SAFETY: both pointers are to live locals.
-    match unsafe { libc::sigwait(&set, &mut signal) } {
-        0 => Ok(signal),
-        error => Err(io::Error::from_raw_os_error(error)),
-    }
-}
-
-fn termination_signals() -> libc::sigset_t {
-    // SAFETY: sigset_t is a plain bit set that sigemptyset initialises; the signals are valid numbers.
-    unsafe {
-        let mut set = std::mem::zeroed();
-        libc::sigemptyset(&mut set);
-        libc::sigaddset(&mut set, libc::SIGINT);
-        libc::sigaddset(&mut set, libc::SIGTERM);
-        set
-    }
 }
 
 /// A frame as the ring holds it.

@@ -1,7 +1,6 @@
 //! The benchmarks' command line. Run by `cargo xtask bench`.
 
 use std::process::ExitCode;
-use std::thread;
 
 use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
@@ -56,8 +55,7 @@ fn main() -> Result<ExitCode> {
         "the benchmarks make network namespaces: run them as root"
     );
     let _turn = machine::take()?;
-    sys::hold_signals()?;
-    thread::spawn(|| sys::wait_for_signal().map(|_| process::interrupt()));
+    process::heed_interrupts()?;
     topology::remove_leftovers();
     let complete = match arguments.kubernetes {
         true => measure_kubernetes(&arguments)?,

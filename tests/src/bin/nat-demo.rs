@@ -71,9 +71,7 @@ fn run(arguments: &Arguments) -> Result<()> {
             clean_command()
         );
     }
-    // Ctrl-C makes every wait below fail; the values on the way out then remove what they made.
-    sys::hold_signals()?;
-    thread::spawn(|| sys::wait_for_signal().map(|_| process::interrupt()));
+    process::heed_interrupts()?;
     demonstrate(arguments.keep)
 }
 

@@ -6,16 +6,17 @@ use anyhow::{Result, ensure};
 use nat_tests::cluster::{self, Cluster, Options};
 use nat_tests::deploy::{self, NAMESPACE};
 use nat_tests::pod::{Pod, Servers};
+use nat_tests::process;
 use nat_tests::sniffer::Sniffer;
 
-use super::{NAME, explain, heed_interrupts};
+use super::{NAME, explain};
 
 /// Two: each with a pod that leaves from an address of its own.
 const NODES: u8 = 2;
 
 /// Shows it, and removes everything again, unless it is kept.
 pub fn run(keep: bool) -> Result<()> {
-    heed_interrupts()?;
+    process::heed_interrupts()?;
     let began = Instant::now();
     step(
         1,

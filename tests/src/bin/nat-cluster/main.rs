@@ -5,7 +5,6 @@ mod demo;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
-use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
@@ -126,7 +125,7 @@ fn run(task: Task) -> Result<()> {
                 .try_for_each(|archive| cluster.load_image(archive))
         }
         Task::Build => {
-            heed_interrupts()?;
+            process::heed_interrupts()?;
             println!("{}", cluster::programs()?.display());
             Ok(())
         }
@@ -136,7 +135,7 @@ fn run(task: Task) -> Result<()> {
 }
 
 fn up(nodes: u8, cni: Cni) -> Result<()> {
-    heed_interrupts()?;
+    process::heed_interrupts()?;
     let options = Options {
         name: Some(NAME.into()),
         nodes,
@@ -184,11 +183,4 @@ fn node(task: NodeTask) -> Result<()> {
 fn become_it(command: &mut Command) -> Result<()> {
     let error = command.exec();
     Err(error).with_context(|| format!("cannot run {}", command.get_program().display()))
-}
-
-/// Ctrl-C makes every wait fail; the values on the way out then remove what they made.
-fn heed_interrupts() -> Result<()> {
-    sys::hold_signals()?;
-    thread::spawn(|| sys::wait_for_signal().map(|_| process::interrupt()));
-    Ok(())
 }
