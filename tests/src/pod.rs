@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, Node, OUTSIDE};
 use crate::deploy::EXAMPLE;
@@ -38,6 +39,21 @@ impl Servers {
     }
 }
 
+/// The manifest of a pod that runs a script and asks for an address. More can be set in it.
+pub fn manifest(namespace: &str, name: &str, egress: &str, script: &str) -> Value {
+    let annotations = json!({"natctl.io/egress-ip": egress});
+    let command = ["sh", "-c", script];
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"namespace": namespace, "name": name, "annotations": annotations},
+        "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "containers": [{"name": "tools", "image": TOOLS, "command": command}],
+        },
+    })
+}
+
 /// A pod.
 pub struct Pod<'a> {
     cluster: &'a Cluster,
@@ -60,15 +76,9 @@ impl<'a> Pod<'a> {
         name: &str,
         egress: &str,
     ) -> Result<Self> {
-        cluster.apply(&format!(
-            "apiVersion: v1\n\
-             kind: Pod\n\
-             metadata:\n  name: {name}\n  namespace: {namespace}\n  \
-             annotations: {{natctl.io/egress-ip: '{egress}'}}\n\
-             spec:\n  nodeName: {}\n  terminationGracePeriodSeconds: 0\n  containers:\n  \
-             - {{name: tools, image: '{TOOLS}', command: [sleep, '2147483647']}}\n",
-            node.name()
-        ))?;
+        let mut wanted = manifest(namespace, name, egress, "exec sleep 2147483647");
+        wanted["spec"]["nodeName"] = node.name().into();
+        cluster.apply(&wanted.to_string())?;
         let pod = Self {
             cluster,
             namespace,

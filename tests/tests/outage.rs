@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use anyhow::{Context, Result, ensure};
 use nat_tests::cluster::{self, Cluster, Node, OUTSIDE, Options};
 use nat_tests::deploy;
-use nat_tests::pod::{PATIENCE, Servers, TCP};
+use nat_tests::pod::{self, PATIENCE, Servers, TCP};
 use nat_tests::process::eventually;
 use nat_tests::sniffer::Sniffer;
 use nat_tests::status::Status;
@@ -37,17 +37,9 @@ fn busy_pod(cluster: &Cluster, node: &Node<'_>) -> Result<()> {
     let script = BUSY
         .replace("OUTSIDE", &OUTSIDE.to_string())
         .replace("PORT", &TCP.port().to_string());
-    cluster
-        .apply(&format!(
-            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: busy\n  namespace: {}\n  \
-         annotations: {{natctl.io/egress-ip: '{EGRESS}'}}\nspec:\n  nodeName: {}\n  \
-         terminationGracePeriodSeconds: 0\n  containers:\n  \
-         - {{name: busy, image: '{}', command: [sh, -c, '{script}']}}\n",
-            NAMESPACE,
-            node.name(),
-            nat_tests::image::TOOLS
-        ))
-        .map(drop)
+    let mut wanted = pod::manifest(NAMESPACE, "busy", &EGRESS.to_string(), &script);
+    wanted["spec"]["nodeName"] = node.name().into();
+    cluster.apply(&wanted.to_string()).map(drop)
 }
 
 struct Bed<'a> {

@@ -11,10 +11,12 @@ use nat_tests::background::Background;
 use nat_tests::cluster::{self, Cluster, Cni, Node, OUTSIDE, Options};
 use nat_tests::deploy::{self, NAMESPACE};
 use nat_tests::netns::Netns;
+use nat_tests::pod;
 use nat_tests::process::{self, Finished, eventually};
 use nat_tests::programs::TcpEcho;
 use nat_tests::sniffer::Sniffer;
 use nat_tests::wire::Flow;
+use serde_json::{Value, json};
 
 const TCP: SocketAddrV4 = SocketAddrV4::new(OUTSIDE, 9000);
 const UDP: SocketAddrV4 = SocketAddrV4::new(OUTSIDE, 9001);
@@ -24,6 +26,8 @@ const PODS: usize = 34;
 /// All of them, on a machine that does other things as well.
 const PATIENCE: Duration = Duration::from_secs(240);
 const QUICK: Duration = Duration::from_secs(30);
+/// The pods' namespace, and the pool that they ask for: of [`OBJECTS`].
+const STARTS: &str = "starts";
 const CONFLIST: &str = "/etc/cni/net.d/10-pods.conflist";
 const OBJECTS: &str = "
 apiVersion: v1
@@ -134,8 +138,9 @@ impl Stage {
 
     /// Starts pods at once, does `meanwhile`, and waits until all have said what they have to say.
     fn start(&self, batch: &str, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
-        let pods: String = (0..PODS).map(|number| pod(batch, number)).collect();
-        self.cluster.apply(&pods)?;
+        let pods: Vec<Value> = (0..PODS).map(|number| pod(batch, number, SCRIPT)).collect();
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": pods});
+        self.cluster.apply(&list.to_string())?;
         meanwhile()?;
         eventually(PATIENCE, "all pods to end", || {
             let line = format!(
@@ -265,18 +270,12 @@ impl Stage {
     }
 }
 
-fn pod(batch: &str, number: usize) -> String {
+fn pod(batch: &str, number: usize, script: &str) -> Value {
     let name = format!("{batch}-{number}");
-    let script = SCRIPT.replace("NAME", &name);
-    format!(
-        "apiVersion: v1\n\
-         kind: Pod\n\
-         metadata:\n  name: {name}\n  namespace: starts\n  labels: {{batch: {batch}}}\n  \
-         annotations: {{natctl.io/egress-ip: starts}}\n\
-         spec:\n  restartPolicy: Never\n  terminationGracePeriodSeconds: 0\n  containers:\n  \
-         - {{name: tools, image: 'localhost/tools:1', command: [sh, -c, '{script}']}}\n\
-         ---\n"
-    )
+    let mut pod = pod::manifest(STARTS, &name, STARTS, &script.replace("NAME", &name));
+    pod["metadata"]["labels"] = json!({"batch": batch});
+    pod["spec"]["restartPolicy"] = "Never".into();
+    pod
 }
 
 /// The CNI's own daemon writes its configuration anew, and the agent puts the plugin back.
@@ -296,9 +295,8 @@ fn the_other_calls(stage: &Stage) -> Result<()> {
     let told = stage.call("VERSION", "", "10.244.1.1")?.success()?;
     ensure!(told.contains("1.1.0") && told.contains("0.4.0"), "{told}");
     stage.call("STATUS", "", "10.244.1.1")?.success()?;
-    stage
-        .cluster
-        .apply(&pod("stays", 0).replace(&SCRIPT.replace("NAME", "stays-0"), "sleep 1000"))?;
+    let stays = pod("stays", 0, "exec sleep 1000");
+    stage.cluster.apply(&stays.to_string())?;
     let kubectl = |line: &str| stage.cluster.kubectl(&format!("-n starts {line}"));
     kubectl("wait --for=condition=Ready --timeout=60s pod/stays-0")?;
     let address = kubectl("get pod stays-0 -o jsonpath={.status.podIP}")?;
@@ -332,7 +330,8 @@ fn a_pod_waits_for_the_agent(stage: &Stage) -> Result<()> {
         !status.status.success() && status.stdout.contains("\"code\":50"),
         "{status}"
     );
-    stage.cluster.apply(&pod("waits", 0))?;
+    let waits = pod("waits", 0, SCRIPT);
+    stage.cluster.apply(&waits.to_string())?;
     let told = eventually(Duration::from_secs(60), "the pod to be told", || {
         let told = stage.cluster.kubectl(
             "-n starts get events --field-selector involvedObject.name=waits-0 \
@@ -373,16 +372,19 @@ fn all_ways(cni: Cni, name: &str, more: impl FnOnce(&Stage) -> Result<()>) -> Re
 }
 
 /// Without the plugin the guard holds pods back; without either they leave as the node.
-fn the_guard_alone(stage: &Stage) -> Result<()> {
-    let batch = |what: &str| format!("bridge-{what}");
+fn the_guard_alone(stage: &Stage, name: &str) -> Result<()> {
     stage.without_the_plugin()?;
-    let guarded = batch("guard");
+    let guarded = format!("{name}-guard");
     stage.start(&guarded, || stage.kill_the_agent(&guarded, &[PODS / 6]))?;
     stage.no_leak(&guarded)?;
     stage.remove(&guarded)?;
-    deploy::wait(&stage.cluster)?;
+    deploy::wait(&stage.cluster)
+}
+
+/// Without either pods leave as the node.
+fn nothing(stage: &Stage, name: &str) -> Result<()> {
     stage.without_the_guard()?;
-    stage.start(&batch("nothing"), || Ok(()))?;
+    stage.start(&format!("{name}-nothing"), || Ok(()))?;
     ensure!(
         stage.foreign() > 0,
         "no leak where nothing prevents one: this test cannot see any"
@@ -395,11 +397,15 @@ fn behind_routes() -> Result<()> {
     all_ways(Cni::Ptp, "ptp", |stage| {
         the_plugin_stays(stage)?;
         the_other_calls(stage)?;
-        a_pod_waits_for_the_agent(stage)
+        a_pod_waits_for_the_agent(stage)?;
+        the_guard_alone(stage, "ptp")
     })
 }
 
 #[test]
 fn behind_a_bridge() -> Result<()> {
-    all_ways(Cni::Bridge, "bridge", the_guard_alone)
+    all_ways(Cni::Bridge, "bridge", |stage| {
+        the_guard_alone(stage, "bridge")?;
+        nothing(stage, "bridge")
+    })
 }
