@@ -341,6 +341,11 @@ fn devices<'a>(
         place.clients = true;
         place.direct &= pool.is_some_and(|pool| pool.path == Path::Direct);
     }
+    for name in &snapshot.ended {
+        if let Some(link) = facts.links.get(name) {
+            places.entry(name).or_insert_with(|| sealed(link));
+        }
+    }
     let through = places
         .values()
         .any(|place| place.outside && place.xdp.is_some());
@@ -370,6 +375,15 @@ fn devices<'a>(
         .attachments
         .sort_by_key(|attachment| (attachment.job, attachment.device.clone()));
     places
+}
+
+/// A client's own link that is no client's any more: no source is right there.
+fn sealed(link: &Link) -> Place<'_> {
+    Place {
+        direct: false,
+        clients: true,
+        ..place(link, false, true, None)
+    }
 }
 
 /// Decides on what comes from a pod that asks for nothing. Its device stands in no table: it may

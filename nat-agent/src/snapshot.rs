@@ -22,6 +22,8 @@ pub struct Snapshot {
     pub clients: Vec<Client>,
     /// Egress addresses that are somebody else's now: given up at once, whatever uses them.
     pub lost: Vec<Ipv4Addr>,
+    /// Links of clients that have ended: nothing that still comes from there passes.
+    pub ended: Vec<String>,
     /// Destinations that are left alone whichever pool a client has: they are within the cluster.
     pub cluster_ranges: Vec<IpNet>,
     /// Sizes of the BPF tables.
@@ -111,6 +113,7 @@ impl Settings {
             pools,
             clients,
             lost: Vec::new(),
+            ended: Vec::new(),
             cluster_ranges: self.cluster_ranges,
             limits: self.limits,
             mark_bit: self.mark_bit,

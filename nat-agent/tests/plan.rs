@@ -80,6 +80,7 @@ fn snapshot(devices: Vec<Device>, pools: Vec<Pool>, clients: Vec<Client>) -> Sna
         pools,
         clients,
         lost: vec![],
+        ended: vec![],
         cluster_ranges: vec!["10.96.0.0/12".parse().unwrap()],
         limits: LIMITS,
         mark_bit: defaults::MARK_BIT,

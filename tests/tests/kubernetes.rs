@@ -249,6 +249,24 @@ fn another_nodes_address(cluster: &Cluster, sniffer: &Sniffer) -> Result<()> {
     waiting.delete()
 }
 
+/// The API forgets a pod at once that is deleted by force; its processes live on for a while, and send.
+fn a_client_is_deleted_by_force(cluster: &Cluster, sniffer: &Sniffer) -> Result<()> {
+    let node = cluster.node(1)?;
+    let pod = Pod::create(&node, cluster, "forced", "203.0.113.20")?;
+    pod.wait_seen_as(FIRST)?;
+    let own = pod.address()?;
+    let _ping = pod.ping()?;
+    pod.kubectl("delete pod NAME --force --grace-period=0")?;
+    eventually(PATIENCE, "its link to go", || {
+        let route = node.exec(&format!("ip route show {own}"))?;
+        ensure!(route.is_empty(), "{route}");
+        Ok(())
+    })?;
+    let leaked = sniffer.flows(|flow| flow.source == own);
+    ensure!(leaked.is_empty(), "it left as itself: {leaked:?}");
+    Ok(())
+}
+
 /// A namespace that the pool does not allow gets nothing, and is told what to do.
 fn a_foreign_namespace(cluster: &Cluster, sniffer: &Sniffer) -> Result<()> {
     let pod = Pod::create_in("default", &cluster.node(1)?, cluster, "foreign", "office")?;
@@ -470,6 +488,7 @@ fn pods_get_what_they_ask_for() -> Result<()> {
     a_claim_is_lost(&cluster)?;
     another_nodes_address(&cluster, &sniffer)?;
     a_foreign_namespace(&cluster, &sniffer)?;
+    a_client_is_deleted_by_force(&cluster, &sniffer)?;
     policies_stay_in_force(&cluster, &pods)?;
     no_leak(&sniffer, &pods)?;
     sniffer.finish()?;

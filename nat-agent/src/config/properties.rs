@@ -315,7 +315,7 @@ prop_compose! {
         }
         let limits = Limits { sessions, clients: more_clients, addresses };
         let cluster_ranges = vec![IpNet::from(IpAddr::from([10, mark_bit, 0, 0]))];
-        Snapshot { devices, pools, clients, lost: vec![], cluster_ranges, limits, mark_bit, decided_bit: (mark_bit + step) % (bounds::MARK_BIT + 1), sweep_interval: Duration::from_millis(sweep), guard: None }
+        Snapshot { devices, pools, clients, lost: vec![], ended: vec![], cluster_ranges, limits, mark_bit, decided_bit: (mark_bit + step) % (bounds::MARK_BIT + 1), sweep_interval: Duration::from_millis(sweep), guard: None }
     }
 }
 

@@ -140,6 +140,7 @@ mod accepted {
             pools: example_pools(),
             clients: example_clients(),
             lost: vec![],
+            ended: vec![],
             cluster_ranges: nets(&["10.96.0.0/12"]),
             limits: Limits {
                 sessions: 262_144,

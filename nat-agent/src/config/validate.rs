@@ -305,6 +305,7 @@ fn build(file: File) -> Option<Snapshot> {
     Some(Snapshot {
         clients,
         lost: Vec::new(),
+        ended: Vec::new(),
         cluster_ranges: file.cluster_ranges.iter().map(|net| net.value).collect(),
         devices: file
             .devices

@@ -12,6 +12,7 @@
 //! annotation  what a pod asks for
 //! arrivals    what the CNI plugin has said of pods
 //! resolve     who gets what: clients, and what stands in the way
+//! ended       links of clients that have ended
 //! readiness   whether a pod may start
 //! link        the host's side of a pod's veth
 //! trouble     the words for people
@@ -28,6 +29,7 @@ pub mod arrivals;
 pub mod claims;
 pub mod condition;
 pub mod desk;
+pub mod ended;
 pub mod guard;
 pub mod home;
 pub mod judge;
@@ -257,6 +259,7 @@ impl Kubernetes {
         }
         Answer::Snapshot(Box::new(Snapshot {
             lost,
+            ended: self.resolved.ended.iter().cloned().collect(),
             ..self.snapshot(&learned, view.facts)
         }))
     }

@@ -14,6 +14,7 @@ use super::{
     annotation::{self, Cutover, Wish},
     arrivals::Arrivals,
     claims::{Claims, Standing},
+    ended::ended,
     judge::Judged,
     link,
     object::{Labels, Pod},
@@ -119,6 +120,8 @@ pub struct Resolved {
     pub memory: Memory,
     /// The links of pods that ask for nothing.
     pub left_alone: LeftAlone,
+    /// The links of clients that have ended.
+    pub ended: BTreeSet<String>,
 }
 
 /// What is to happen with a pod that asks for something.
@@ -179,6 +182,7 @@ pub fn resolve(input: &Input<'_>) -> Resolved {
         resolver.pod(pod, &owners, &mut resolved);
     }
     resolved.pools = pools(input, &resolved);
+    resolved.ended = ended(input, &owners, &resolved);
     resolved
 }
 

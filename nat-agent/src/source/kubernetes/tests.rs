@@ -7,6 +7,7 @@ use std::{
 };
 
 use nat_cni::protocol::{self, Attachment};
+use nat_common::abi::DEVICE_EXCLUSIVE;
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -49,6 +50,7 @@ struct Lab {
     observer: Observer,
     /// Whether claims are written, and come back.
     writes: bool,
+    guarded: bool,
 }
 
 impl Lab {
@@ -69,6 +71,7 @@ impl Lab {
             accepted: Accepted::default(),
             observer: Observer::default(),
             writes: true,
+            guarded: true,
         };
         lab.link("eth0", 2, Kind::Nic);
         for (number, name) in [(1_u8, ME), (2, "n2")] {
@@ -227,7 +230,7 @@ impl Lab {
             pools: &judged,
             claims: &claims,
             memory: &self.memory,
-            left_alone: Some(&self.left_alone),
+            left_alone: self.guarded.then_some(&self.left_alone),
             facts: &self.facts,
             state: &self.state,
             talking: &self.talking,
@@ -260,6 +263,7 @@ impl Lab {
         let (pools, clients) = (&resolved.pools, &resolved.clients);
         Snapshot {
             lost: self.lost(),
+            ended: resolved.ended.iter().cloned().collect(),
             ..settings.with(pools.clone(), clients.clone(), Some(guard))
         }
     }
@@ -1012,6 +1016,69 @@ fn a_leaving_pod_does_not_decide_for_its_successor() {
     assert_eq!(decided(&mut lab), ["veth8"]);
     let uids: Vec<&String> = lab.left_alone.keys().collect();
     assert_eq!(uids, ["new"]);
+}
+
+/// Whether the link is a client's own in the tables, and what is left of its client.
+fn sealed(lab: &Lab, path: &str, ifindex: u32) -> bool {
+    let device = lab.state.devices.get(&ifindex);
+    let exclusive = device.is_some_and(|device| device.flags & DEVICE_EXCLUSIVE != 0);
+    exclusive && !lab.state.clients.contains_key(path)
+}
+
+#[test]
+fn what_a_client_sends_after_its_end_does_not_pass() {
+    type End = fn(&mut Lab);
+    let ends: [End; 3] = [
+        |lab| lab.world.pods.get_mut("shop/web").unwrap().finished = true,
+        // By force: its processes may live on for a while.
+        |lab| drop(lab.world.pods.remove("shop/web")),
+        // Made again under its name, before the old link is gone.
+        |lab| lab.pod("shop/web", 9, "").wish = None,
+    ];
+    for end in ends {
+        let mut lab = Lab::new();
+        lab.pod("shop/web", 8, "office");
+        assert_eq!(decided(&mut lab), ["veth8"]);
+        end(&mut lab);
+        for _ in 0..2 {
+            assert!(decided(&mut lab).contains(&"veth8".to_owned()));
+            assert!(sealed(&lab, "shop/web", 108));
+        }
+        lab.facts.links.remove("veth8");
+        assert!(!decided(&mut lab).contains(&"veth8".to_owned()));
+        assert!(!lab.state.devices.contains_key(&108));
+    }
+}
+
+#[test]
+fn the_address_of_a_client_that_has_ended_is_its_successors() {
+    let mut lab = Lab::new();
+    lab.pod("shop/old", 8, "office");
+    lab.run();
+    lab.world.pods.get_mut("shop/old").unwrap().finished = true;
+    lab.link("veth9", 109, Kind::Veth);
+    let pod = lab.pod("shop/new", 8, "office");
+    pod.uid = "new".to_owned();
+    lab.facts
+        .ways
+        .routes
+        .insert(Ipv4Addr::new(10, 244, 1, 8).into(), 109);
+    lab.run();
+    assert_eq!(lab.state.clients["shop/new"].entry.ifindex, 109);
+    assert!(sealed(&lab, "shop/old", 108));
+}
+
+#[test]
+fn without_the_guard_a_pod_that_asks_for_nothing_any_more_passes() {
+    let mut lab = Lab::new();
+    lab.guarded = false;
+    lab.pod("shop/web", 8, "office");
+    lab.run();
+    lab.world.pods.get_mut("shop/web").unwrap().wish = None;
+    for _ in 0..3 {
+        lab.run();
+    }
+    assert!(!lab.state.devices.contains_key(&108));
 }
 
 proptest! {
