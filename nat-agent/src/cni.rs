@@ -16,7 +16,7 @@ use crate::source::kubernetes::Kubernetes;
 
 /// What the agent does for the plugin.
 #[derive(Args, Debug)]
-pub struct Arguments {
+pub struct Options {
     /// Answer the CNI plugin at this socket
     #[arg(long, value_name = "FILE", requires = "kubernetes")]
     cni_socket: Option<PathBuf>,
@@ -28,7 +28,7 @@ pub struct Arguments {
     cni_bin_dir: Option<PathBuf>,
 }
 
-impl Arguments {
+impl Options {
     /// Tells the source.
     pub fn apply(&self, kubernetes: &mut Kubernetes) {
         if let Some(socket) = &self.cni_socket {

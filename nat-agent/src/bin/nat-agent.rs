@@ -42,7 +42,7 @@ struct Arguments {
     #[arg(long, value_name = "ADDRESS:PORT")]
     health: Option<SocketAddr>,
     #[command(flatten)]
-    plugin: cni::Arguments,
+    plugin: cni::Options,
     /// Directory on a BPF file system for maps and links: one for each agent.
     #[arg(long, value_name = "DIR", default_value = DEFAULT, global = true)]
     bpffs: PathBuf,
@@ -169,4 +169,16 @@ fn detach(pins: &Pins) -> Result<()> {
         println!("nothing is pinned at {directory}");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn arguments_are_consistent() {
+        Arguments::command().debug_assert();
+    }
 }
