@@ -480,6 +480,8 @@ fn pods_get_what_they_ask_for() -> Result<()> {
     let sniffer = Sniffer::count(&cluster.outside(), cluster::DEVICE)?;
     let pods = Pod::examples(&cluster)?;
     the_example(&pods)?;
+    let listed = cluster.kubectl("get egresspool office")?;
+    ensure!(listed.contains("[\"n1\",\"n2\"]"), "{listed}");
     kubectl_finds_the_agent(&cluster, &pods)?;
     cluster.apply(BRIEF)?;
     annotations_change(&cluster)?;

@@ -46,7 +46,7 @@ const TIME: &str = r"^([0-9]+ ?(ms|s|m|h|d) ?)+$";
     printcolumn(
         name = "Nodes",
         type_ = "string",
-        json_path = ".status.slices[*].node",
+        json_path = ".status.nodes",
         description = "Nodes that use its addresses now"
     ),
     printcolumn(
@@ -212,6 +212,10 @@ pub struct EgressPoolStatus {
     #[schemars(extend("x-kubernetes-list-type" = "map"))]
     #[schemars(extend("x-kubernetes-list-map-keys" = ["address", "first"]))]
     pub slices: Vec<SliceClaim>,
+    /// The nodes that hold any of them: a column of kubectl's shows no more than one value.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub nodes: Vec<String>,
 }
 
 /// A node's claim to a slice: it alone opens sessions from these ports, until it gives the slice up,

@@ -1,7 +1,7 @@
 //! What the agent writes to the API: claims, conditions, Events. One batch at a time; what fails is
 //! worked out anew from what is known then.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
@@ -130,9 +130,10 @@ fn report(what: &str, whose: &str, written: Written) {
 ///
 /// The API server's; 409 if the pool has changed.
 pub async fn claim(pools: &Api<EgressPool>, change: &claims::Change) -> Result<(), kube::Error> {
+    let nodes: BTreeSet<&str> = change.slices.iter().map(|claim| &*claim.node).collect();
     let patch = json!({
         "metadata": {"resourceVersion": change.version},
-        "status": {"slices": change.slices},
+        "status": {"slices": change.slices, "nodes": nodes},
     });
     let parameters = PatchParams {
         field_manager: Some(format!("{WRITER}-claims")),
