@@ -14,7 +14,7 @@ use super::{
     annotation::{self, Cutover, Wish},
     arrivals::Arrivals,
     claims::{Claims, Standing},
-    ended::ended,
+    ended,
     judge::Judged,
     link,
     object::{Labels, Pod},
@@ -184,6 +184,26 @@ pub fn resolve(input: &Input<'_>) -> Resolved {
     resolved.pools = pools(input, &resolved);
     resolved.ended = ended(input, &owners, &resolved);
     resolved
+}
+
+/// Where the guard is off, pods that ask for nothing have no link that is kept.
+fn ended(
+    input: &Input<'_>,
+    owners: &BTreeMap<Ipv4Addr, &Pod>,
+    resolved: &Resolved,
+) -> BTreeSet<String> {
+    let clients = resolved.clients.iter();
+    let served: BTreeSet<&str> = clients.clone().map(|client| &*client.name).collect();
+    let left_alone = resolved.left_alone.values().map(|link| &*link.device);
+    let devices = clients.filter_map(|client| client.device.as_deref());
+    let others: Vec<(Ipv4Addr, String)> = owners
+        .iter()
+        .map(|(address, pod)| (*address, pod.path()))
+        .filter(|(_, path)| !served.contains(path.as_str()))
+        .collect();
+    let others = others.iter().map(|(address, path)| (*address, &**path));
+    let taken = devices.chain(left_alone).collect();
+    ended::ended(input.facts, input.state, &taken, others)
 }
 
 /// Whether the pod's own packets come through a veth of its own, from an address that is still its.
