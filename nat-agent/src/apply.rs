@@ -5,7 +5,6 @@ use std::{
     net::Ipv4Addr,
     os::fd::{AsFd, AsRawFd},
     thread,
-    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -18,15 +17,12 @@ use rand::{Rng, seq::SliceRandom};
 use tracing::{info, warn};
 
 use crate::{
-    bpf::{layout::FIRST_PORT, pins::Pins, sys, tables::Tables},
+    bpf::{layout::FIRST_PORT, pins::Pins, shared::GRACE, sys, tables::Tables},
     desired::{ClientEntry, PoolEntry, SliceEntry},
     diff::{ClientState, Operation, SliceState, State},
     keys::{excluded_key, excluded_of, name, name_of, prefix_key, prefix_of},
     purge,
 };
-
-/// Longer than any packet takes through a program: what it read before is no longer in use.
-pub const GRACE: Duration = Duration::from_millis(5);
 
 /// Carries out one operation.
 ///

@@ -7,7 +7,10 @@ use ipnet::Ipv4Net;
 use nat_common::abi::{Delivery, FlowKey, Half, MappingKey};
 use nat_common::session::reverse_key;
 
-use crate::{apply::GRACE, bpf::tables::Tables, diff::ClientState};
+use crate::{
+    bpf::{shared::GRACE, tables::Tables},
+    diff::ClientState,
+};
 
 /// Ends a client's sessions from these sources. Their ports rest as after any session.
 ///

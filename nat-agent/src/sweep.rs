@@ -17,8 +17,7 @@ use nat_common::{
 };
 
 use crate::{
-    apply::GRACE,
-    bpf::{pins::Pins, sys, tables::Tables},
+    bpf::{pins::Pins, shared::GRACE, sys, tables::Tables},
     clock::{Clock, age},
     purge,
     state::{idle, state, timeout},

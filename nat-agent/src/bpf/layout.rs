@@ -22,8 +22,6 @@ const ARRAY: u32 = 2;
 const PER_CPU_ARRAY: u32 = 6;
 const LPM_TRIE: u32 = 11;
 const ARRAY_OF_MAPS: u32 = 12;
-/// `BPF_MAP_TYPE_QUEUE`.
-pub const QUEUE: u32 = 22;
 const RING_BUFFER: u32 = 27;
 
 /// Ports from 1024 on: what a slice of a whole address has.

@@ -7,12 +7,16 @@ use std::{
     os::fd::{AsFd, AsRawFd},
     path::Path,
     ptr::NonNull,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use nat_common::abi::{Block, Bucket, Client, Page};
 
 use super::sys;
+
+/// Longer than any packet takes through a program: what it read before is no longer in use.
+pub const GRACE: Duration = Duration::from_millis(5);
 
 /// Values that may be shared with the programs.
 ///

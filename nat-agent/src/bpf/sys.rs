@@ -19,6 +19,9 @@ use nat_common::abi::{
     Slice,
 };
 
+/// `BPF_MAP_TYPE_QUEUE`.
+const QUEUE: u32 = 22;
+
 const MAP_CREATE: u32 = 0;
 const MAP_LOOKUP_ELEM: u32 = 1;
 const MAP_UPDATE_ELEM: u32 = 2;
@@ -244,7 +247,7 @@ pub fn link_ifindex(path: &Path) -> io::Result<u32> {
 /// The kernel's.
 pub fn create_queue(entries: u32) -> io::Result<OwnedFd> {
     let mut create = Create {
-        map_type: super::layout::QUEUE,
+        map_type: QUEUE,
         key_size: 0,
         value_size: 4,
         max_entries: entries,
