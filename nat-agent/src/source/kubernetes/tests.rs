@@ -136,12 +136,16 @@ impl Lab {
             ..Pod::default()
         };
         self.world.pods.insert(path.to_owned(), pod);
+        self.known_pod(path)
+    }
+
+    fn known_pod(&mut self, path: &str) -> &mut Pod {
         self.world.pods.get_mut(path).unwrap()
     }
 
     /// The CNI plugin's question about a pod that the API shows without an address.
     fn arrive(&mut self, path: &str, number: u8, address: u8) -> Attachment {
-        let pod = self.world.pods.get_mut(path).unwrap();
+        let pod = self.known_pod(path);
         pod.addresses.clear();
         let ifindex = 100 + u32::from(number);
         let attachment = Attachment {
@@ -414,7 +418,7 @@ fn an_invalid_annotation_leaves_what_was_or_blocks() {
     for wrong in ["203.0.113.300", "nowhere", "198.51.100.1", ""] {
         let wish = (!wrong.is_empty()).then(|| wrong.to_owned());
         lab.world.namespaces.get_mut("shop").unwrap().wish = Some("?".to_owned());
-        lab.world.pods.get_mut("shop/old").unwrap().wish = wish;
+        lab.known_pod("shop/old").wish = wish;
         lab.pod("shop/new", 8, wrong);
         let (resolved, _) = lab.run();
         assert_eq!(lab.egress("shop/old"), Some(ip(11)), "{wrong}");
@@ -430,7 +434,7 @@ fn what_was_is_known_after_a_restart() {
     lab.pod("shop/web-0", 7, "office");
     lab.run();
     let before = lab.egress("shop/web-0");
-    lab.world.pods.get_mut("shop/web-0").unwrap().wish = Some("?".to_owned());
+    lab.known_pod("shop/web-0").wish = Some("?".to_owned());
     lab.memory = resolve::remembered(&lab.state);
     lab.accepted = Accepted::default();
     let (_, operations) = lab.run();
@@ -448,7 +452,7 @@ fn removed() -> (Lab, Resolved, Vec<Operation>) {
     lab.pod("shop/web-0", 7, "203.0.113.11");
     lab.run();
     lab.talking.insert(lab.state.clients["shop/web-0"].index);
-    lab.world.pods.get_mut("shop/web-0").unwrap().wish = None;
+    lab.known_pod("shop/web-0").wish = None;
     let (resolved, operations) = lab.run();
     (lab, resolved, operations)
 }
@@ -485,7 +489,7 @@ fn none_and_a_namespaces_default_that_is_removed_drain_as_well() {
     lab.pod("shop/b", 8, "");
     lab.run();
     lab.talking = [0, 1].into();
-    lab.world.pods.get_mut("shop/a").unwrap().wish = Some("none".into());
+    lab.known_pod("shop/a").wish = Some("none".into());
     lab.run();
     assert!(lab.state.clients["shop/a"].entry.draining);
     assert!(!lab.state.clients["shop/b"].entry.draining);
@@ -497,7 +501,7 @@ fn none_and_a_namespaces_default_that_is_removed_drain_as_well() {
 #[test]
 fn a_draining_pod_that_asks_again_is_served_as_before() {
     let (mut lab, ..) = removed();
-    lab.world.pods.get_mut("shop/web-0").unwrap().wish = Some("office".into());
+    lab.known_pod("shop/web-0").wish = Some("office".into());
     let (_, operations) = lab.run();
     assert!(!lab.state.clients["shop/web-0"].entry.draining);
     assert_eq!(lab.egress("shop/web-0"), Some(ip(11)));
@@ -508,7 +512,7 @@ fn a_draining_pod_that_asks_again_is_served_as_before() {
 fn a_pod_that_is_gone_does_not_drain() {
     let gone: [fn(&mut Lab); 3] = [
         |lab| drop(lab.world.pods.remove("shop/web-0")),
-        |lab| lab.world.pods.get_mut("shop/web-0").unwrap().finished = true,
+        |lab| lab.known_pod("shop/web-0").finished = true,
         |lab| {
             lab.pod("shop/web-0", 8, "");
         },
@@ -535,7 +539,7 @@ fn flows_drain_without_their_pool() {
 #[test]
 fn a_cutover_ends_flows_at_once() {
     let on_the_pod: fn(&mut Lab) = |lab| {
-        lab.world.pods.get_mut("shop/web-0").unwrap().cutover = Some("immediate".into());
+        lab.known_pod("shop/web-0").cutover = Some("immediate".into());
     };
     let on_the_namespace: fn(&mut Lab) = |lab| {
         lab.world.namespaces.get_mut("shop").unwrap().cutover = Some("immediate".into());
@@ -545,7 +549,7 @@ fn a_cutover_ends_flows_at_once() {
         immediate(&mut lab);
         lab.run();
         assert!(lab.state.clients.is_empty());
-        lab.world.pods.get_mut("shop/web-0").unwrap().wish = Some("203.0.113.10".into());
+        lab.known_pod("shop/web-0").wish = Some("203.0.113.10".into());
         lab.run();
         assert!(lab.state.clients["shop/web-0"].entry.cut_over);
     }
@@ -554,7 +558,7 @@ fn a_cutover_ends_flows_at_once() {
 #[test]
 fn a_cutover_that_cannot_be_meant_drains_and_is_told() {
     let (mut lab, ..) = removed();
-    lab.world.pods.get_mut("shop/web-0").unwrap().cutover = Some("now".into());
+    lab.known_pod("shop/web-0").cutover = Some("now".into());
     let (resolved, _) = lab.run();
     assert!(lab.state.clients["shop/web-0"].entry.draining);
     assert_eq!(reason(&resolved, "shop/web-0"), Some("InvalidAnnotation"));
@@ -616,7 +620,7 @@ fn a_reused_address_is_taken_from_the_old_pod_before_the_new_one_gets_it() {
     let mut lab = Lab::new();
     lab.pod("shop/old", 7, "203.0.113.10");
     lab.run();
-    lab.world.pods.get_mut("shop/old").unwrap().leaving = true;
+    lab.known_pod("shop/old").leaving = true;
     let old = lab.world.pods["shop/old"].clone();
     lab.pod("shop/new", 8, "203.0.113.11").addresses = old.addresses.clone();
     lab.facts
@@ -694,7 +698,7 @@ fn robbed(asks: &str) -> (Lab, Vec<Operation>) {
     lab.talking.insert(lab.state.clients["shop/web-0"].index);
     lab.busy.insert(ip(10));
     let wish = (!asks.is_empty()).then(|| asks.to_owned());
-    lab.world.pods.get_mut("shop/web-0").unwrap().wish = wish;
+    lab.known_pod("shop/web-0").wish = wish;
     lab.world
         .pools
         .get_mut("office")
@@ -929,7 +933,7 @@ fn pods_are_told_once_and_that_it_is_over() {
     assert_eq!((news[0].0.reason, news[0].0.warning), ("NoSuchPool", true));
     told.insert(news[0].0.uid.clone(), news[0].1.clone().unwrap());
     assert_eq!(super::news(&lab.world.pods, &resolved, &told), []);
-    lab.world.pods.get_mut("shop/web-0").unwrap().wish = Some("203.0.113.10".into());
+    lab.known_pod("shop/web-0").wish = Some("203.0.113.10".into());
     lab.writes = false;
     let (resolved, _) = lab.run();
     assert_eq!(
@@ -968,10 +972,10 @@ fn pods_that_ask_for_nothing_are_decided_and_are_no_clients() {
     assert!(!lab.state.devices.contains_key(&108));
     assert_eq!(lab.run().0.troubles, BTreeMap::new());
     // It becomes a client, and none again.
-    lab.world.pods.get_mut("shop/asks-not").unwrap().wish = Some("office".to_owned());
+    lab.known_pod("shop/asks-not").wish = Some("office".to_owned());
     assert_eq!(decided(&mut lab), ["veth7", "veth8"]);
     assert!(lab.left_alone.is_empty() && lab.state.devices.contains_key(&108));
-    lab.world.pods.get_mut("shop/asks-not").unwrap().wish = None;
+    lab.known_pod("shop/asks-not").wish = None;
     assert_eq!(decided(&mut lab), ["veth7", "veth8"]);
     // It has been drained, and had no flows.
     assert_eq!(decided(&mut lab), ["veth7", "veth8"]);
@@ -1001,9 +1005,9 @@ fn a_leaving_pod_does_not_decide_for_its_successor() {
     let mut lab = Lab::new();
     lab.pod("shop/old", 8, "").leaving = true;
     assert!(decided(&mut lab).is_empty());
-    lab.world.pods.get_mut("shop/old").unwrap().leaving = false;
+    lab.known_pod("shop/old").leaving = false;
     assert_eq!(decided(&mut lab), ["veth8"]);
-    lab.world.pods.get_mut("shop/old").unwrap().leaving = true;
+    lab.known_pod("shop/old").leaving = true;
     assert_eq!(decided(&mut lab), ["veth8"]);
     lab.link("veth8", 208, Kind::Veth);
     let address = Ipv4Addr::new(10, 244, 1, 8);
