@@ -15,7 +15,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     time::{Instant, sleep_until},
 };
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     announce, apply,
@@ -35,8 +35,8 @@ use crate::{
     probe::Health,
     report::Report,
     reserve,
-    snapshot::{Limits, Snapshot},
-    source::{Answer, Source, View},
+    snapshot::Snapshot,
+    source::{Answer, Fixed, Source, View},
     sweep::Sweep,
     tell::Teller,
 };
@@ -121,8 +121,7 @@ struct Agent {
     netlink: Netlink,
     gathered: Gathered,
     teller: Teller,
-    limits: Limits,
-    bits: Bits,
+    fixed: Fixed,
     table: Table,
     sweep_interval: Duration,
     /// `None` until the source has said everything: what is pinned stays as it is.
@@ -136,8 +135,8 @@ struct Agent {
     /// Numbers of the clients that may have sessions.
     talking: BTreeSet<u16>,
     report: Report,
-    /// Why the source's answer is not used, while it is not.
-    refused: Option<String>,
+    /// Why the source has not said everything yet, while it has not.
+    not_yet: Option<String>,
     /// Why the last attempt to apply what is wanted broke off.
     failed: Option<String>,
     /// What the last round could not do.
@@ -171,8 +170,7 @@ impl Agent {
             netlink,
             gathered: Gathered::default(),
             teller,
-            limits: settings.limits,
-            bits,
+            fixed: Fixed::new(&settings, pins.way_out()),
             table: Table::install(bits.mark, bits.decided)?,
             sweep_interval: settings.sweep_interval,
             snapshot: None,
@@ -183,7 +181,7 @@ impl Agent {
             busy,
             talking,
             report,
-            refused: None,
+            not_yet: None,
             failed: None,
             waiting: Vec::new(),
             announced: BTreeSet::new(),
@@ -251,27 +249,19 @@ impl Agent {
             facts: &self.facts,
             state: &self.state,
             talking: &self.talking,
+            fixed: &self.fixed,
         };
-        let answer = match self.source.ask(view) {
-            Answer::Snapshot(snapshot) => self.accept(&snapshot).map(|()| snapshot),
-            Answer::Refused(problem) => Err(problem),
-            Answer::NotYet(problem) => {
-                self.refused = Some(problem);
-                return false;
-            }
-        };
-        match answer {
-            Ok(snapshot) => {
-                self.refused = None;
+        match self.source.ask(view) {
+            Answer::Snapshot(snapshot) => {
+                self.not_yet = None;
                 let other = self.snapshot.as_ref() != Some(&*snapshot);
                 self.sweep_interval = snapshot.sweep_interval;
                 self.report.set_sweep_interval(snapshot.sweep_interval);
                 self.snapshot = Some(*snapshot);
                 other
             }
-            Err(problem) => {
-                error!("the configuration is refused, the last good one stays:\n{problem}");
-                self.refused = Some(format!("the configuration file is refused: {problem}"));
+            Answer::NotYet(problem) => {
+                self.not_yet = Some(problem);
                 false
             }
         }
@@ -294,35 +284,15 @@ impl Agent {
             facts: &self.facts,
             state: &self.state,
             talking: &self.talking,
+            fixed: &self.fixed,
         };
-        let problem = self.refused.as_deref().or(self.failed.as_deref());
+        let problem = self.not_yet.as_deref().or(self.failed.as_deref());
         self.source.applied(view, problem);
         for (ifindex, address) in self.source.sought() {
             if let Err(problem) = self.netlink.seek(*ifindex, *address).await {
                 debug!("{problem:#}");
             }
         }
-    }
-
-    /// What cannot change while the maps are pinned and the programs loaded.
-    fn accept(&self, snapshot: &Snapshot) -> Result<(), String> {
-        if snapshot.limits != self.limits {
-            return Err(format!(
-                "limits cannot change while the tables are pinned; {}",
-                self.pins.way_out()
-            ));
-        }
-        for (name, bit, loaded) in [
-            ("markBit", snapshot.mark_bit, self.bits.mark),
-            ("decidedBit", snapshot.decided_bit, self.bits.decided),
-        ] {
-            if 1 << bit != loaded {
-                return Err(format!(
-                    "{name} is a constant of the programs: restart nat-agent to change it"
-                ));
-            }
-        }
-        Ok(())
     }
 
     /// One round: what has ended is removed, what is wanted is applied. Errors
@@ -385,7 +355,7 @@ impl Agent {
         self.desired = desired(snapshot, &self.facts, &self.state.egress());
         // Clients may have opened sessions there since the last sweep.
         self.busy.extend(self.state.egress().into_values());
-        let plan = diff(&self.state, &self.desired, &self.busy, &self.limits);
+        let plan = diff(&self.state, &self.desired, &self.busy, &self.fixed.limits);
         for operation in &plan.operations {
             apply::apply(&self.object.tables, &self.pins, &self.state, operation)
                 .with_context(|| format!("apply {operation:?}"))?;
@@ -482,7 +452,7 @@ impl Agent {
     }
 
     fn write_report(&mut self) {
-        let mut problems: Vec<String> = self.refused.iter().cloned().collect();
+        let mut problems: Vec<String> = self.not_yet.iter().cloned().collect();
         problems.extend(self.source.problems());
         problems.extend(self.desired.problems.iter().cloned());
         problems.extend(self.waiting.iter().cloned());
@@ -502,7 +472,7 @@ impl Agent {
     fn tell_probes(&self) {
         let unready = match &self.snapshot {
             Some(_) => self.failed.clone(),
-            None => Some(self.refused.clone().unwrap_or_default()),
+            None => Some(self.not_yet.clone().unwrap_or_default()),
         };
         self.health.turn(self.pause, unready);
     }

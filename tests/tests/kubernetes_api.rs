@@ -5,6 +5,8 @@
 
 #[path = "kubernetes_api/guard.rs"]
 mod guard;
+#[path = "kubernetes_api/node_file.rs"]
+mod node_file;
 
 use std::{
     collections::BTreeSet,
@@ -28,7 +30,7 @@ use nat_agent::{
     facts::{Facts, Kind, Link},
     snapshot::{Settings, Snapshot},
     source::{
-        Answer, View,
+        Answer, Fixed, View,
         kubernetes::{Kubernetes, pool::EgressPool},
     },
 };
@@ -119,7 +121,7 @@ impl Lab {
         let name = format!("n{node}");
         let client = self.server.client(AGENT)?;
         Ok(Agent {
-            source: Kubernetes::with(&name, None, Settings::default(), client),
+            source: Kubernetes::with(&name, None, client),
             facts: facts(node),
             state: State::default(),
             talking: BTreeSet::new(),
@@ -184,6 +186,7 @@ impl Agent {
             facts: &self.facts,
             state: &self.state,
             talking: &self.talking,
+            fixed: &Fixed::new(&Settings::default(), String::new()),
         };
         let answer = self.source.ask(view);
         if let Answer::Snapshot(snapshot) = &answer {

@@ -3,16 +3,23 @@
 //! ```text
 //! file                 the configuration file, watched
 //! kubernetes/          pods, namespaces, nodes and EgressPools, watched
+//! watched              a file that is watched, for either
 //! ```
 
 pub mod file;
 pub mod kubernetes;
+pub mod watched;
 
 use std::{collections::BTreeSet, net::Ipv4Addr, path::Path, time::Duration};
 
 use tokio::time::{Instant, sleep_until};
 
-use crate::{diff::State, facts::Facts, report, snapshot::Settings, snapshot::Snapshot};
+use crate::{
+    diff::State,
+    facts::Facts,
+    report,
+    snapshot::{Limits, Settings, Snapshot},
+};
 use file::File;
 use kubernetes::Kubernetes;
 
@@ -26,6 +33,55 @@ pub struct View<'a> {
     /// Numbers of the clients that may have sessions: those that had at the last sweep, and those
     /// that were written since.
     pub talking: &'a BTreeSet<u16>,
+    /// What a file may not change now.
+    pub fixed: &'a Fixed,
+}
+
+/// What cannot change while the tables are pinned and the programs loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fixed {
+    /// Sizes of the tables.
+    pub limits: Limits,
+    /// As [`Settings::mark_bit`].
+    pub mark_bit: u8,
+    /// As [`Settings::decided_bit`].
+    pub decided_bit: u8,
+    /// What a person can do who wants other limits.
+    pub way_out: String,
+}
+
+impl Fixed {
+    /// What the agent has started with.
+    pub const fn new(settings: &Settings, way_out: String) -> Self {
+        Self {
+            limits: settings.limits,
+            mark_bit: settings.mark_bit,
+            decided_bit: settings.decided_bit,
+            way_out,
+        }
+    }
+
+    /// # Errors
+    /// One of them is another, with what to do.
+    pub fn allows(&self, limits: Limits, mark_bit: u8, decided_bit: u8) -> Result<(), String> {
+        if limits != self.limits {
+            return Err(format!(
+                "limits cannot change while the tables are pinned; {}",
+                self.way_out
+            ));
+        }
+        for (name, bit, loaded) in [
+            ("markBit", mark_bit, self.mark_bit),
+            ("decidedBit", decided_bit, self.decided_bit),
+        ] {
+            if bit != loaded {
+                return Err(format!(
+                    "{name} is a constant of the programs: restart nat-agent to change it"
+                ));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What a source says when it is asked.
@@ -33,8 +89,6 @@ pub struct View<'a> {
 pub enum Answer {
     /// Everything that is wanted.
     Snapshot(Box<Snapshot>),
-    /// What was said last cannot be used, and why: the snapshot before it stays.
-    Refused(String),
     /// Not everything is known yet, and why: whatever the tables hold stays.
     NotYet(String),
 }
@@ -80,7 +134,7 @@ impl Source {
     /// What is wanted now.
     pub fn ask(&mut self, view: View<'_>) -> Answer {
         match self {
-            Self::File(file) => file.ask(),
+            Self::File(file) => file.ask(view.fixed),
             Self::Kubernetes(kubernetes) => kubernetes.ask(view),
         }
     }
@@ -112,7 +166,7 @@ impl Source {
     /// What stands in the way on the source's side, in plain words.
     pub fn problems(&self) -> Vec<String> {
         match self {
-            Self::File(_) => Vec::new(),
+            Self::File(file) => file.problem().into_iter().collect(),
             Self::Kubernetes(kubernetes) => kubernetes.problems(),
         }
     }

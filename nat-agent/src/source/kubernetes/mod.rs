@@ -53,15 +53,16 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
+use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 use kube::{Client, Config};
 
-use super::{Answer, Settle, View};
+use super::{Answer, Fixed, Settle, View, watched::Watched};
 use crate::{
     config,
     facts::Facts,
@@ -92,7 +93,8 @@ const SILENCE: Duration = Duration::from_secs(90);
 /// Kubernetes.
 pub struct Kubernetes {
     node: String,
-    path: PathBuf,
+    file: Option<Watched<Settings>>,
+    /// What the file said when it was last good.
     settings: Settings,
     shared: Shared,
     settle: Settle,
@@ -115,17 +117,19 @@ pub struct Kubernetes {
 }
 
 impl Kubernetes {
-    /// Reads the node's file, if there is one, and begins to follow the API server, and `home`, the
-    /// agent's own DaemonSet. Call within a tokio runtime.
+    /// Reads the node's file, if there is one, and begins to follow it, the API server, and `home`,
+    /// the agent's own DaemonSet. Call within a tokio runtime.
     ///
     /// # Errors
-    /// The file is refused, or nothing says where the API server is.
+    /// The file is refused or cannot be watched, or nothing says where the API server is.
     pub async fn connect(
         node: &str,
         file: Option<&Path>,
         home: Option<&home::Name>,
     ) -> Result<Self> {
-        let settings = settings(file)?;
+        let file = file
+            .map(|file| Watched::open(file, config::load_node))
+            .transpose()?;
         let mut config = Config::infer().await.context(
             "find the API server: run in a pod with a ServiceAccount, or set KUBECONFIG",
         )?;
@@ -134,17 +138,18 @@ impl Kubernetes {
         let home = home.map(|home| Home::follow(&client, home));
         Ok(Self {
             home,
-            ..Self::with(node, file, settings, client)
+            ..Self::with(node, file, client)
         })
     }
 
-    /// Follows this API server. Call within a tokio runtime.
-    pub fn with(node: &str, file: Option<&Path>, settings: Settings, client: Client) -> Self {
+    /// Follows this API server, and the node's file. Call within a tokio runtime.
+    pub fn with(node: &str, file: Option<Watched<Settings>>, client: Client) -> Self {
+        let settings = file.as_ref().map(|file| file.good().clone());
         let shared = Shared::default();
         Self {
             node: node.to_owned(),
-            path: file.map(Path::to_owned).unwrap_or_default(),
-            settings,
+            file,
+            settings: settings.unwrap_or_default(),
             settle: Settle::new(SETTLE),
             started: Instant::now(),
             memory: None,
@@ -175,7 +180,7 @@ impl Kubernetes {
     }
 
     pub(super) fn path(&self) -> &Path {
-        &self.path
+        self.file.as_ref().map_or(Path::new(""), Watched::path)
     }
 
     pub(super) const fn settings(&self) -> &Settings {
@@ -196,10 +201,20 @@ impl Kubernetes {
 
     /// Waits until something may be another. Safe to cancel.
     pub async fn changed(&mut self) {
-        let shared = &self.shared;
+        let (shared, file) = (&self.shared, &mut self.file);
+        let file = async {
+            match file {
+                Some(file) => file.changed().await,
+                None => std::future::pending().await,
+            }
+        };
         let news = async {
-            // Claims grow old though nothing happens.
-            let _ = tokio::time::timeout(TICK, shared.changed()).await;
+            tokio::select! {
+                () = shared.changed() => {}
+                () = file => {}
+                // Claims grow old though nothing happens.
+                () = tokio::time::sleep(TICK) => {}
+            }
         };
         self.settle.after(news).await;
     }
@@ -209,6 +224,7 @@ impl Kubernetes {
         let now = self.started.elapsed();
         let shared = self.shared.clone();
         self.attend(now);
+        self.look(view.fixed);
         let mut known = shared.known();
         let lacking = known.lacking();
         if !lacking.is_empty() {
@@ -247,7 +263,8 @@ impl Kubernetes {
             talking: view.talking,
         });
         memory.clone_from(&self.resolved.memory);
-        self.guard = self.guard(&known.world, &learned, &judged);
+        let cluster = ranges::all(&learned, &self.settings.cluster_ranges);
+        self.guard = self.guard(&known.world, &cluster, &judged);
         let lost = claims.lost(view.state.slices.keys());
         if known.silent.is_empty() {
             let in_use: BTreeSet<Ipv4Addr> = view.state.slices.keys().copied().collect();
@@ -260,7 +277,7 @@ impl Kubernetes {
         Answer::Snapshot(Box::new(Snapshot {
             lost,
             ended: self.resolved.ended.iter().cloned().collect(),
-            ..self.snapshot(&learned, view.facts)
+            ..self.snapshot(cluster, view.facts)
         }))
     }
 
@@ -273,6 +290,15 @@ impl Kubernetes {
         if let Some(keeper) = &mut self.keeper {
             keeper.keep();
         }
+    }
+
+    /// Takes up what the node's file says now.
+    fn look(&mut self, fixed: &Fixed) {
+        let Some(file) = &mut self.file else { return };
+        file.look(|settings| {
+            fixed.allows(settings.limits, settings.mark_bit, settings.decided_bit)
+        });
+        self.settings.clone_from(file.good());
     }
 
     /// What was asked for last is in force, but for `problem`: pods that wait for it may start.
@@ -316,17 +342,16 @@ impl Kubernetes {
     fn guard(
         &self,
         world: &World,
-        learned: &[ranges::ClusterRange],
+        cluster: &[IpNet],
         judged: &BTreeMap<String, Judged>,
     ) -> Option<Guard> {
         if !self.settings.guard {
             return None;
         }
         let pods = guard::pod_ranges(&self.node, world, &self.settings.pod_ranges);
-        let cluster = ranges::all(learned, &self.settings.cluster_ranges);
         let links = self.resolved.left_alone.values();
         let links = links.map(|link| link.device.clone()).collect();
-        Some(guard::guard(&pods, &cluster, judged, links))
+        Some(guard::guard(&pods, cluster, judged, links))
     }
 
     /// A pod that the guard would not hold back.
@@ -356,9 +381,11 @@ impl Kubernetes {
         news(&known.world.pods, &self.resolved, &self.told)
     }
 
-    fn snapshot(&self, learned: &[ranges::ClusterRange], facts: &Facts) -> Snapshot {
-        let mut settings = self.settings.clone();
-        settings.cluster_ranges = ranges::all(learned, &settings.cluster_ranges);
+    fn snapshot(&self, cluster_ranges: Vec<IpNet>, facts: &Facts) -> Snapshot {
+        let mut settings = Settings {
+            cluster_ranges,
+            ..self.settings.clone()
+        };
         if settings.devices.is_empty() {
             settings.devices = default_devices(facts);
         }
@@ -369,7 +396,8 @@ impl Kubernetes {
     /// What stands in the way, in plain words.
     pub fn problems(&self) -> Vec<String> {
         let known = self.shared.known();
-        let mut problems: Vec<String> = silence(&known).into_iter().collect();
+        let file = self.file.as_ref().and_then(Watched::problem);
+        let mut problems: Vec<String> = file.into_iter().chain(silence(&known)).collect();
         problems.extend(self.desk.as_ref().and_then(Desk::problem).cloned());
         problems.extend(self.keeper.as_ref().and_then(Keeper::problem).cloned());
         if known.world.services_unknown && self.settings.cluster_ranges.is_empty() {
@@ -406,17 +434,6 @@ impl Kubernetes {
                 .collect(),
         }
     }
-}
-
-/// Reads the node's file.
-fn settings(file: Option<&Path>) -> Result<Settings> {
-    let Some(file) = file else {
-        return Ok(Settings::default());
-    };
-    config::load_node(file).map_err(|problems| {
-        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        anyhow::anyhow!("{}", lines.join("\n"))
-    })
 }
 
 /// The links of the default routes are outside, where the file names none.

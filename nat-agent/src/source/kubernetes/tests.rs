@@ -29,7 +29,7 @@ use crate::{
     diff::{Operation, State, diff},
     facts::{Facts, Kind, Link},
     snapshot::{Client, Guard, Settings, Snapshot},
-    source::View,
+    source::{Fixed, View},
 };
 
 const ME: &str = "n1";
@@ -174,6 +174,7 @@ impl Lab {
             facts: &self.facts,
             state: &self.state,
             talking: &self.talking,
+            fixed: &Fixed::new(&Settings::default(), String::new()),
         };
         let scene = Scene {
             world: &self.world,
