@@ -219,3 +219,115 @@ fn address(message: &AddressMessage) -> Option<Ipv4Addr> {
             _ => None,
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv6Addr;
+
+    use rtnetlink::packet_route::{neighbour::NeighbourState, route::RouteMessage};
+
+    use super::*;
+
+    const POD: NeighbourAddress = NeighbourAddress::Inet(Ipv4Addr::new(10, 244, 1, 7));
+
+    /// A neighbour, as the kernel tells of it: without an Ethernet address while it knows none.
+    fn at(address: NeighbourAddress, state: NeighbourState, mac: Option<u8>) -> NeighbourMessage {
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.ifindex = 5;
+        message.header.state = state;
+        let mac = mac.map(|last| NeighbourAttribute::LinkLayerAddress(vec![2, 0, 0, 0, 0, last]));
+        message.attributes = [NeighbourAttribute::Destination(address)]
+            .into_iter()
+            .chain(mac)
+            .collect();
+        message
+    }
+
+    fn judge(netlink: &mut Netlink, message: RouteNetlinkMessage) -> Change {
+        netlink.judge(NetlinkMessage::from(message))
+    }
+
+    #[tokio::test]
+    async fn a_neighbour_matters_when_its_address_is_another() {
+        use NeighbourState as State;
+        use RouteNetlinkMessage::{DelNeighbour, NewNeighbour};
+        for (ways, moved) in [(true, Change::Ways), (false, Change::Hops)] {
+            let mut netlink = Netlink::connect(ways).unwrap();
+            let new = |state, mac| NewNeighbour(at(POD, state, mac));
+            for (message, wanted) in [
+                (new(State::Incomplete, None), Change::None),
+                (new(State::Reachable, Some(7)), moved),
+                (new(State::Stale, Some(7)), Change::None),
+                (new(State::Reachable, Some(8)), moved),
+                (new(State::Failed, None), moved),
+                (new(State::Reachable, Some(8)), moved),
+                (DelNeighbour(at(POD, State::Failed, None)), moved),
+                (new(State::Reachable, Some(8)), moved),
+                // Forgotten for its age: what was known of it is not wrong.
+                (DelNeighbour(at(POD, State::Stale, Some(8))), Change::None),
+                (new(State::Reachable, Some(8)), moved),
+            ] {
+                let words = format!("{message:?}");
+                assert_eq!(judge(&mut netlink, message), wanted, "{words}");
+            }
+            let v6 = NeighbourAddress::Inet6(Ipv6Addr::LOCALHOST);
+            let v6 = NewNeighbour(at(v6, State::Reachable, Some(7)));
+            assert_eq!(judge(&mut netlink, v6), Change::None);
+        }
+    }
+
+    #[tokio::test]
+    async fn routes_and_ports_matter_where_ways_do() {
+        let mut port = NeighbourMessage::default();
+        port.header.family = AddressFamily::Bridge;
+        for (ways, route, moved) in [
+            (true, Change::Ways, Change::Ways),
+            (false, Change::Hops, Change::None),
+        ] {
+            let mut netlink = Netlink::connect(ways).unwrap();
+            for (message, wanted) in [
+                (
+                    RouteNetlinkMessage::NewRoute(RouteMessage::default()),
+                    route,
+                ),
+                (
+                    RouteNetlinkMessage::DelRoute(RouteMessage::default()),
+                    route,
+                ),
+                (RouteNetlinkMessage::NewNeighbour(port.clone()), moved),
+                (RouteNetlinkMessage::DelNeighbour(port.clone()), moved),
+                (
+                    RouteNetlinkMessage::DelLink(LinkMessage::default()),
+                    Change::Links,
+                ),
+                (
+                    RouteNetlinkMessage::NewAddress(AddressMessage::default()),
+                    Change::Links,
+                ),
+            ] {
+                let words = format!("{message:?}");
+                assert_eq!(judge(&mut netlink, message), wanted, "{words}");
+            }
+        }
+    }
+
+    #[test]
+    fn links_say_what_they_are() {
+        let named = |infos: Option<Vec<LinkInfo>>| {
+            let mut message = LinkMessage::default();
+            message.header.index = 7;
+            let infos = infos.map(LinkAttribute::LinkInfo);
+            message.attributes = [LinkAttribute::IfName("it".to_owned())]
+                .into_iter()
+                .chain(infos)
+                .collect();
+            link(&message).map(|(_, link)| link.kind)
+        };
+        let kind = |kind| Some(vec![LinkInfo::Kind(kind)]);
+        assert_eq!(named(None), Some(Kind::Nic));
+        assert_eq!(named(kind(InfoKind::Veth)), Some(Kind::Veth));
+        assert_eq!(named(kind(InfoKind::Bridge)), Some(Kind::Virtual));
+        assert_eq!(link(&LinkMessage::default()), None);
+    }
+}
