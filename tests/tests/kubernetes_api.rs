@@ -7,6 +7,8 @@
 mod guard;
 #[path = "kubernetes_api/node_file.rs"]
 mod node_file;
+#[path = "kubernetes_api/unreliable.rs"]
+mod unreliable;
 
 use std::{
     collections::BTreeSet,

@@ -2,9 +2,12 @@
 
 mod audit;
 mod objects;
+mod proxy;
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsStr,
+    fs,
     net::{Ipv4Addr, TcpListener},
     path::PathBuf,
     process::Command,
@@ -14,14 +17,16 @@ use std::{
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client, Config, config::AuthInfo};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::netns::Netns;
-use crate::process::{Process, shortened};
+use crate::process::{self, Process, shortened};
 pub use audit::Request;
 pub use objects::{apply, eventually, manifests, patch_status};
+pub use proxy::{Fault, Proxy};
 
 const START: Duration = Duration::from_secs(90);
+const QUICK: Duration = Duration::from_secs(10);
 /// The user that [`AGENT`] stands for: what the manifests give the agents' role to.
 const ACCOUNT: &str = "system:serviceaccount:natctl-system:nat-agent";
 /// The administrator's token.
@@ -137,15 +142,35 @@ impl Server {
     }
 
     fn spawn(&mut self, name: &str, arguments: &[String]) -> Result<()> {
-        let program = self.programs.join(name);
-        let mut command = match &self.namespace {
-            Some(namespace) => namespace.command(program),
-            None => Command::new(program),
-        };
+        let mut command = self.command(self.programs.join(name));
         let log = self.directory.join(format!("{name}.log"));
         let process = Process::spawn(command.args(arguments), &log)?;
         self.processes.push(process);
         Ok(())
+    }
+
+    /// A command that will run where the server is.
+    fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        match &self.namespace {
+            Some(namespace) => namespace.command(program),
+            None => Command::new(program),
+        }
+    }
+
+    /// Has etcd forget everything but what is there now, as it does by itself every few minutes.
+    pub fn compact(&self) -> Result<()> {
+        let now = self.ask_etcd("range", &json!({"key": "AA=="}))?;
+        let revision = now["header"]["revision"].clone();
+        let compaction = json!({"revision": revision, "physical": true});
+        self.ask_etcd("compaction", &compaction).map(drop)
+    }
+
+    fn ask_etcd(&self, what: &str, request: &Value) -> Result<Value> {
+        let url = format!("http://127.0.0.1:{}/v3/kv/{what}", self.etcd[0]);
+        let mut command = self.command("curl");
+        command.args(["--silent", "--show-error", "--fail", "--data"]);
+        let answer = process::run(command.arg(request.to_string()).arg(url), QUICK)?.success()?;
+        serde_json::from_str(&answer).context(answer)
     }
 
     /// kill -9 of the API server.
@@ -155,6 +180,10 @@ impl Server {
 
     /// A client with this token. Call where the server can be reached, within a tokio runtime.
     pub fn client(&self, token: &str) -> Result<Client> {
+        Ok(Client::try_from(self.config(token)?)?)
+    }
+
+    fn config(&self, token: &str) -> Result<Config> {
         let mut config = Config::new(self.url().parse()?);
         // Its certificate is its own, made at its first start.
         config.accept_invalid_certs = true;
@@ -162,20 +191,13 @@ impl Server {
             token: Some(token.to_owned().into()),
             ..AuthInfo::default()
         };
-        Ok(Client::try_from(config)?)
+        Ok(config)
     }
 
     /// A file for `KUBECONFIG` with this token.
     pub fn kubeconfig(&self, token: &str) -> Result<PathBuf> {
         let path = self.directory.join(format!("{token}.kubeconfig"));
-        let config = json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "it",
-            "clusters": [{"name": "it", "cluster":
-                {"server": self.url(), "insecure-skip-tls-verify": true}}],
-            "users": [{"name": "it", "user": {"token": token}}],
-            "contexts": [{"name": "it", "context": {"cluster": "it", "user": "it"}}],
-        });
-        fs::write(&path, config.to_string())?;
+        fs::write(&path, kubeconfig(&self.url(), token))?;
         Ok(path)
     }
 
@@ -220,6 +242,17 @@ impl Drop for Server {
         while self.processes.pop().is_some() {}
         let _ = fs::remove_dir_all(&self.directory);
     }
+}
+
+/// What a file for `KUBECONFIG` says.
+fn kubeconfig(url: &str, token: &str) -> String {
+    json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "it",
+        "clusters": [{"name": "it", "cluster": {"server": url, "insecure-skip-tls-verify": true}}],
+        "users": [{"name": "it", "user": {"token": token}}],
+        "contexts": [{"name": "it", "context": {"cluster": "it", "user": "it"}}],
+    })
+    .to_string()
 }
 
 fn free_port() -> Result<u16> {

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt::Debug,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::{StreamExt, pin_mut};
@@ -138,6 +138,9 @@ impl Known {
         }
         let words = words(error);
         debug!("{}: {words}", kind.name());
+        if expired(error) {
+            return false;
+        }
         let news = self.missed(kind, words.clone());
         if news {
             warn!("{} cannot be followed now: {words}", kind.name());
@@ -258,13 +261,11 @@ where
         loop {
             // After an error everything is listed anew: a watch that is taken up again says nothing
             // until an object changes, and whether the server is back would not be known.
+            let begun = Instant::now();
             let events = watcher(api.clone(), config.clone());
             pin_mut!(events);
             while let Some(event) = events.next().await {
                 let failed = event.is_err();
-                if matches!(&event, Ok(event) if !matches!(event, watcher::Event::Init)) {
-                    pause = LEAST_PAUSE;
-                }
                 let news = match event {
                     Ok(event) => shared.known().event(kind, &event, &reduce, &place),
                     Err(error) => shared.known().error(kind, &error),
@@ -275,6 +276,11 @@ where
                 if failed {
                     break;
                 }
+            }
+            // Lists that work do not make the pauses short again: where watches do not, each of them
+            // would be followed by another list at once.
+            if begun.elapsed() > LONGEST_PAUSE {
+                pause = LEAST_PAUSE;
             }
             // Not all agents at the same moment, when the server comes back.
             sleep(pause.mul_f32(rand::random_range(0.5..1.0))).await;
@@ -294,6 +300,16 @@ fn reduced<K, T>(
         Event::InitApply(object) => Event::InitApply(reduce(object)),
         Event::Apply(object) => Event::Apply(reduce(object)),
         Event::Delete(object) => Event::Delete(reduce(object)),
+    }
+}
+
+/// The server has forgotten the version that a watch was to go on from. It does at times, and the list
+/// that follows says what was missed.
+fn expired(error: &Error) -> bool {
+    match error {
+        Error::WatchError(status) => status.code == 410,
+        Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 410,
+        _ => false,
     }
 }
 
@@ -323,6 +339,8 @@ fn words(error: &Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use kube::core::Status;
+
     use super::*;
 
     #[test]
@@ -336,6 +354,31 @@ mod tests {
         assert!(known.heard(Kind::Pools));
         assert!(known.pools_again && known.silent.is_empty());
         assert!(!known.heard(Kind::Pools));
+    }
+
+    #[test]
+    fn a_watch_that_expired_is_no_silence() {
+        let status = |code| {
+            let status = Status::failure("too old resource version", "Expired");
+            status.with_code(code).boxed()
+        };
+        let mut known = Known::default();
+        for error in [
+            Error::WatchError(status(410)),
+            Error::WatchStartFailed(kube::Error::Api(status(410))),
+        ] {
+            assert!(!known.error(Kind::Pods, &error), "{error}");
+            assert!(known.silent.is_empty(), "{error}");
+        }
+        for error in [
+            Error::WatchError(status(500)),
+            // A list that is broken off says nothing of what it has left out.
+            Error::InitialListFailed(kube::Error::Api(status(410))),
+        ] {
+            known.silent.clear();
+            assert!(known.error(Kind::Pods, &error), "{error}");
+            assert!(known.silent.contains_key(&Kind::Pods), "{error}");
+        }
     }
 
     #[test]
