@@ -1034,7 +1034,7 @@ fn sealed(lab: &Lab, path: &str, ifindex: u32) -> bool {
 fn what_a_client_sends_after_its_end_does_not_pass() {
     type End = fn(&mut Lab);
     let ends: [End; 3] = [
-        |lab| lab.world.pods.get_mut("shop/web").unwrap().finished = true,
+        |lab| lab.known_pod("shop/web").finished = true,
         // By force: its processes may live on for a while.
         |lab| drop(lab.world.pods.remove("shop/web")),
         // Made again under its name, before the old link is gone.
@@ -1060,7 +1060,7 @@ fn the_address_of_a_client_that_has_ended_is_its_successors() {
     let mut lab = Lab::new();
     lab.pod("shop/old", 8, "office");
     lab.run();
-    lab.world.pods.get_mut("shop/old").unwrap().finished = true;
+    lab.known_pod("shop/old").finished = true;
     lab.link("veth9", 109, Kind::Veth);
     let pod = lab.pod("shop/new", 8, "office");
     pod.uid = "new".to_owned();
@@ -1079,7 +1079,7 @@ fn without_the_guard_a_pod_that_asks_for_nothing_any_more_passes() {
     lab.guarded = false;
     lab.pod("shop/web", 8, "office");
     lab.run();
-    lab.world.pods.get_mut("shop/web").unwrap().wish = None;
+    lab.known_pod("shop/web").wish = None;
     for _ in 0..3 {
         lab.run();
     }
