@@ -1,4 +1,4 @@
-//! The programs of Kubernetes: those that somebody names, or built once from the Go modules pinned in go.mod.
+//! The programs of Kubernetes, etcd and Helm: those that somebody names, or built once from the Go modules pinned in go.mod.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -16,14 +16,17 @@ const GO_MOD: &str = include_str!("../../cluster/kubernetes/go.mod");
 const GO_SUM: &str = include_str!("../../cluster/kubernetes/go.sum");
 const KUBERNETES: &str = "k8s.io/kubernetes";
 const ETCD: &str = "go.etcd.io/etcd/server/v3";
-/// What is built of Kubernetes, in this order: the first is soon done.
-const OF_KUBERNETES: [&str; 6] = [
+const HELM: &str = "helm.sh/helm/v3";
+/// What is built, in this order: the first is soon done, and each shares packages with those before it.
+const ALL: [&str; 8] = [
     "kubectl",
+    "helm",
     "kube-proxy",
     "kube-scheduler",
     "kubelet",
     "kube-apiserver",
     "kube-controller-manager",
+    "etcd",
 ];
 /// Packages that programs read their own version from.
 const VERSION_PACKAGES: [&str; 2] = [
@@ -64,8 +67,8 @@ fn check_ready(variable: &str, directory: PathBuf) -> Result<PathBuf> {
 }
 
 fn missing(directory: &Path) -> impl Iterator<Item = &'static str> {
-    let all = OF_KUBERNETES.into_iter().chain(["etcd"]);
-    all.filter(move |name| !directory.join(name).is_file())
+    let is_missing = |name: &&str| !directory.join(name).is_file();
+    ALL.into_iter().filter(is_missing)
 }
 
 /// Other modules get another directory.
@@ -113,9 +116,10 @@ impl<'a> Builder<'a> {
             return Ok(());
         }
         eprintln!(
-            "building Kubernetes {} and etcd {} into {}",
+            "building Kubernetes {}, etcd {} and Helm {} into {}",
             version(KUBERNETES)?,
             version(ETCD)?,
+            version(HELM)?,
             self.directory.display()
         );
         eprintln!(
@@ -137,6 +141,7 @@ impl<'a> Builder<'a> {
     fn compile(&self, name: &str) -> Result<()> {
         let (package, flags) = match name {
             "etcd" => (ETCD.to_string(), "-s -w".to_string()),
+            "helm" => (format!("{HELM}/cmd/helm"), helm_flags()?),
             _ => (format!("{KUBERNETES}/cmd/{name}"), link_flags()?),
         };
         let partial = self.directory.join(format!("{name}.partial"));
@@ -214,6 +219,13 @@ fn link_flags() -> Result<String> {
     Ok(format!("-s -w{}", VERSION_PACKAGES.map(of).concat()))
 }
 
+fn helm_flags() -> Result<String> {
+    let version = version(HELM)?;
+    Ok(format!(
+        "-s -w -X {HELM}/internal/version.version=v{version}"
+    ))
+}
+
 fn minutes(begun: Instant) -> String {
     let seconds = begun.elapsed().as_secs();
     format!("{} min {:02} s", seconds / 60, seconds % 60)
@@ -227,6 +239,7 @@ mod tests {
     fn versions_are_read_from_go_mod() {
         assert!(version(KUBERNETES).unwrap().split('.').count() == 3);
         assert!(version(ETCD).unwrap().starts_with("3."));
+        assert!(version(HELM).unwrap().starts_with("3."));
         assert!(version("k8s.io/none").is_err());
     }
 

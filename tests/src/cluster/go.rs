@@ -31,7 +31,7 @@ impl fmt::Display for Missing {
             f,
             "Kubernetes is built with Go {major}.{minor} or newer, which is not installed{older}: \
              install it as https://go.dev/doc/install says; or set {} to a directory with \
-             Kubernetes' programs and etcd; or do without clusters (`cargo xtask test --skip cluster`)",
+             Kubernetes' programs, etcd and helm; or do without clusters (`cargo xtask test --skip cluster`)",
             READY_VARIABLES[0]
         )
     }

@@ -1,4 +1,4 @@
-//! kubectl as the administrator, from the control plane's network.
+//! kubectl and Helm as the administrator, from the control plane's network.
 
 use std::process::Command;
 use std::time::Duration;
@@ -14,10 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(200);
 
 /// kubectl, to be told what to do.
 pub fn command(place: &Place) -> Result<Command> {
-    let program = Record::read(place)?.programs.join("kubectl");
-    let mut command = network::control(place).command(program);
-    command.env("KUBECONFIG", place.kubeconfig());
-    Ok(command)
+    program(place, "kubectl")
 }
 
 /// Runs kubectl to its end and returns what it printed.
@@ -25,4 +22,21 @@ pub fn run(place: &Place, arguments: &[&str], input: &str) -> Result<String> {
     process::run_with_input(command(place)?.args(arguments), input, PATIENCE)?
         .success()
         .with_context(|| format!("kubectl {}", arguments.join(" ")))
+}
+
+/// Runs Helm to its end and returns what it printed.
+pub fn helm(place: &Place, line: &str) -> Result<String> {
+    process::run(
+        program(place, "helm")?.args(line.split_whitespace()),
+        PATIENCE,
+    )?
+    .success()
+    .with_context(|| format!("helm {line}"))
+}
+
+fn program(place: &Place, name: &str) -> Result<Command> {
+    let program = Record::read(place)?.programs.join(name);
+    let mut command = network::control(place).command(program);
+    command.env("KUBECONFIG", place.kubeconfig());
+    Ok(command)
 }

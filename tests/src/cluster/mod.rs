@@ -149,6 +149,11 @@ impl Cluster {
         kubectl::command(&self.place)
     }
 
+    /// Runs Helm with the words of `line` and returns what it printed.
+    pub fn helm(&self, line: &str) -> Result<String> {
+        kubectl::helm(&self.place, line)
+    }
+
     /// Applies manifests in YAML.
     pub fn apply(&self, manifests: &str) -> Result<String> {
         kubectl::run(&self.place, &["apply", "-f", "-"], manifests)

@@ -59,7 +59,7 @@ enum Task {
         #[arg(required = true)]
         archives: Vec<PathBuf>,
     },
-    /// Only build Kubernetes and etcd, or say where they are
+    /// Only build Kubernetes, etcd and Helm, or say where they are
     Build,
     /// Start a machine's first process
     #[command(hide = true)]
