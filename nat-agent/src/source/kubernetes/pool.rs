@@ -272,16 +272,19 @@ mod tests {
 
     #[test]
     fn deploy_has_this_definition() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/base/crds.yaml");
-        if std::env::var_os("UPDATE_GOLDEN").is_some() {
-            std::fs::write(path, crds()).unwrap();
+        let deploy = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy");
+        for name in ["base/crds.yaml", "helm/crds.yaml"] {
+            let path = format!("{deploy}/{name}");
+            if std::env::var_os("UPDATE_GOLDEN").is_some() {
+                std::fs::write(&path, crds()).unwrap();
+            }
+            let committed = std::fs::read_to_string(&path).unwrap();
+            assert_eq!(
+                committed,
+                crds(),
+                "deploy/{name} differs (UPDATE_GOLDEN=1 writes it anew, as `nat-agent crds` does)"
+            );
         }
-        let committed = std::fs::read_to_string(path).unwrap();
-        assert_eq!(
-            committed,
-            crds(),
-            "deploy/base/crds.yaml differs (UPDATE_GOLDEN=1 writes it anew, as `nat-agent crds` does)"
-        );
     }
 
     /// Every object of the schema says its type, and nothing in it is of a kind that CRDs lack.
