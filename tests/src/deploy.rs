@@ -15,7 +15,7 @@ pub const EXAMPLE: &str = "egress-example";
 /// The image of deploy/example, which no cluster without a registry has.
 const EXAMPLE_IMAGE: &str = "image: busybox:1";
 
-/// A directory of deploy/.
+/// Something in deploy/.
 pub fn manifests(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../deploy")

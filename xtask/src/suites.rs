@@ -83,6 +83,11 @@ const KERNEL: &[(&str, &str, u64)] = &[
         "the labs carry traffic and their sniffer sees leaks",
         5,
     ),
+    (
+        "image",
+        "the Dockerfile makes the image that we make without an engine",
+        5,
+    ),
     ("budget", "instructions and memory keep to the budget", 5),
 ];
 

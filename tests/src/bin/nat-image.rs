@@ -1,9 +1,8 @@
 //! `cargo xtask image`: the agent's image, without a container engine.
 
-use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Parser;
 use nat_tests::image;
 
@@ -15,16 +14,9 @@ struct Arguments {
 }
 
 fn main() -> Result<()> {
-    let Arguments { directory } = Arguments::parse();
-    let (archive, root) = (directory.join("nat-agent.tar"), directory.join("root"));
-    let image = image::agent()?;
-    if root.exists() {
-        fs::remove_dir_all(&root).with_context(|| root.display().to_string())?;
-    }
-    image.root.unpack(&root)?;
-    image.write(&archive)?;
-    println!("{}", image.reference);
-    println!("  archive  {}", archive.display());
-    println!("  files    {}", root.display());
+    let made = image::lay_out(&Arguments::parse().directory)?;
+    println!("{}", made.reference);
+    println!("  archive  {}", made.archive.display());
+    println!("  files    {}", made.root.display());
     Ok(())
 }

@@ -4,7 +4,7 @@ mod archive;
 mod root;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -34,6 +34,32 @@ pub fn agent() -> Result<Image> {
     Ok(Image {
         reference: format!("localhost/nat-agent:{}", env!("CARGO_PKG_VERSION")),
         entrypoint: vec!["/usr/bin/nat-agent".into()],
+        root,
+    })
+}
+
+/// What `cargo xtask image` leaves.
+pub struct LaidOut {
+    /// The image's full name.
+    pub reference: String,
+    /// It as an OCI archive.
+    pub archive: PathBuf,
+    /// The same files for a Dockerfile to copy.
+    pub root: PathBuf,
+}
+
+/// Lays the agent's image out in a directory.
+pub fn lay_out(directory: &Path) -> Result<LaidOut> {
+    let image = agent()?;
+    let (archive, root) = (directory.join("nat-agent.tar"), directory.join("root"));
+    if root.exists() {
+        fs::remove_dir_all(&root).with_context(|| root.display().to_string())?;
+    }
+    image.root.unpack(&root)?;
+    image.write(&archive)?;
+    Ok(LaidOut {
+        reference: image.reference,
+        archive,
         root,
     })
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -100,11 +100,11 @@ impl Root {
             let target = directory.join(path);
             match entry {
                 Entry::Directory => fs::create_dir_all(&target),
-                Entry::Program(source) => fs::copy(source, &target)
-                    .and_then(|_| fs::set_permissions(&target, fs::Permissions::from_mode(0o755))),
+                Entry::Program(source) => fs::copy(source, &target).map(drop),
                 Entry::Text(text) => fs::write(&target, text),
                 Entry::Link(to) => symlink(to, &target),
             }
+            .and_then(|()| entry.permit(&target))
             .with_context(|| target.display().to_string())?;
         }
         Ok(())
@@ -125,20 +125,37 @@ impl Root {
 }
 
 impl Entry {
+    /// Gives its file the mode that it has in an archive, whatever the umask.
+    fn permit(&self, path: &Path) -> io::Result<()> {
+        match self.mode() {
+            Some(mode) => fs::set_permissions(path, fs::Permissions::from_mode(mode)),
+            None => Ok(()),
+        }
+    }
+
+    /// None for a link, which has none of its own.
+    fn mode(&self) -> Option<u32> {
+        match self {
+            Self::Directory | Self::Program(_) => Some(0o755),
+            Self::Text(_) => Some(0o644),
+            Self::Link(_) => None,
+        }
+    }
+
     /// What a tar archive says of it, but for its path, and its content.
     fn header(&self) -> Result<(Header, Vec<u8>)> {
-        let (kind, mode, content) = match self {
-            Self::Directory => (EntryType::Directory, 0o755, Vec::new()),
+        let (kind, content) = match self {
+            Self::Directory => (EntryType::Directory, Vec::new()),
             Self::Program(path) => {
                 let content = fs::read(path).with_context(|| path.display().to_string())?;
-                (EntryType::Regular, 0o755, content)
+                (EntryType::Regular, content)
             }
-            Self::Text(text) => (EntryType::Regular, 0o644, text.clone().into_bytes()),
-            Self::Link(_) => (EntryType::Symlink, 0o777, Vec::new()),
+            Self::Text(text) => (EntryType::Regular, text.clone().into_bytes()),
+            Self::Link(_) => (EntryType::Symlink, Vec::new()),
         };
         let mut header = Header::new_gnu();
         header.set_entry_type(kind);
-        header.set_mode(mode);
+        header.set_mode(self.mode().unwrap_or(0o777));
         header.set_size(content.len() as u64);
         header.set_uid(0);
         header.set_gid(0);

@@ -85,6 +85,7 @@ pub const NEEDS: &[Need] = &[
         ),
         "coturn",
     ),
+    program("buildah", "buildah", "makes deploy/Dockerfile in a test"),
     Need {
         name: "scapy",
         why: "packets made to order in tests",
