@@ -9,6 +9,8 @@ mod guard;
 mod node_file;
 #[path = "kubernetes_api/unreliable.rs"]
 mod unreliable;
+#[path = "kubernetes_api/rendered.rs"]
+mod rendered;
 
 use std::{
     collections::BTreeSet,
