@@ -283,8 +283,8 @@ fn a_foreign_namespace(cluster: &Cluster, sniffer: &Sniffer) -> Result<()> {
     pod.delete()
 }
 
-/// `kubectl nat` asks the agent of a pod's node, or all.
-fn kubectl_finds_the_agent(cluster: &Cluster, pods: &[Pod<'_>]) -> Result<()> {
+/// `kubectl nat` asks the agent of a pod's node, or all, in the agents' namespace.
+fn kubectl_finds_the_agent(cluster: &Cluster, agents: &str, pods: &[Pod<'_>]) -> Result<()> {
     let directory = std::env::temp_dir().join(format!("natkube-{}-bin", std::process::id()));
     fs::create_dir_all(&directory)?;
     symlink(agent::natctl(), directory.join("kubectl-nat"))?;
@@ -293,7 +293,8 @@ fn kubectl_finds_the_agent(cluster: &Cluster, pods: &[Pod<'_>]) -> Result<()> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let more = [directory.clone(), cluster::programs()?];
         let path = std::env::join_paths(more.into_iter().chain(std::env::split_paths(&path)))?;
-        command.env("PATH", path).arg("nat");
+        command.env("PATH", path);
+        command.args(["nat", "--agents", agents]);
         process::run(command.args(line.split_whitespace()), PATIENCE)?.success()
     };
     let status = ask("status")?;
@@ -430,6 +431,11 @@ fn each_capability_is_needed(cluster: &Cluster) -> Result<()> {
 fn uninstalled(cluster: &Cluster, plain: &Pod<'_>, pods: &[Pod<'_>]) -> Result<()> {
     let ping = plain.ping()?;
     deploy::uninstall(cluster)?;
+    nothing_is_left(cluster, pods)?;
+    ping.finish()
+}
+
+fn nothing_is_left(cluster: &Cluster, pods: &[Pod<'_>]) -> Result<()> {
     for (node, pod) in cluster.nodes().zip(pods) {
         ensure!(agent_process(&node).is_err(), "an agent still runs");
         let left = node.exec("ls /sys/fs/bpf")?;
@@ -445,7 +451,35 @@ fn uninstalled(cluster: &Cluster, plain: &Pod<'_>, pods: &[Pod<'_>]) -> Result<(
         );
         pod.wait_seen_as(pod.address()?)?;
     }
-    ping.finish()
+    Ok(())
+}
+
+/// Helm installs, upgrades and removes the same, in whatever namespace.
+fn by_helm(cluster: &Cluster, pods: &[Pod<'_>]) -> Result<()> {
+    const RELEASE: &str = "-n elsewhere natctl";
+    let chart = deploy::manifests("helm");
+    let chart = chart.display();
+    cluster.helm(&format!("lint --strict {chart}"))?;
+    cluster.helm(&format!(
+        "install {RELEASE} {chart} --create-namespace --wait"
+    ))?;
+    // The pool went with its definition.
+    deploy::apply_example(cluster)?;
+    the_example(pods)?;
+    kubectl_finds_the_agent(cluster, "elsewhere", pods)?;
+    let first = agent_process(&cluster.node(1)?)?;
+    cluster.helm(&format!(
+        "upgrade {RELEASE} {chart} --set node.sweepInterval=2s"
+    ))?;
+    cluster.kubectl("-n elsewhere rollout status daemonset/nat-agent --timeout=180s")?;
+    let second = agent_process(&cluster.node(1)?)?;
+    ensure!(first != second, "the node's file was not rolled out");
+    the_example(pods)?;
+    cluster.helm(&format!("uninstall {RELEASE}"))?;
+    eventually(PATIENCE, "the end of Helm's agents", || {
+        nothing_is_left(cluster, pods)
+    })?;
+    cluster.kubectl("get egresspool office").map(drop)
 }
 
 fn two_nodes() -> Result<Cluster> {
@@ -482,7 +516,7 @@ fn pods_get_what_they_ask_for() -> Result<()> {
     the_example(&pods)?;
     let listed = cluster.kubectl("get egresspool office")?;
     ensure!(listed.contains("[\"n1\",\"n2\"]"), "{listed}");
-    kubectl_finds_the_agent(&cluster, &pods)?;
+    kubectl_finds_the_agent(&cluster, NAMESPACE, &pods)?;
     cluster.apply(BRIEF)?;
     annotations_change(&cluster)?;
     flows_are_drained(&cluster, &sniffer)?;
@@ -512,6 +546,7 @@ fn agents_are_installed_replaced_and_removed() -> Result<()> {
     no_leak(&sniffer, &pods)?;
     let plain = Pod::create(&cluster.node(1)?, &cluster, "plain", "none")?;
     uninstalled(&cluster, &plain, &pods)?;
+    by_helm(&cluster, &pods)?;
     sniffer.finish()?;
     cluster.down()
 }
