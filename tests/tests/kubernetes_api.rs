@@ -7,10 +7,10 @@
 mod guard;
 #[path = "kubernetes_api/node_file.rs"]
 mod node_file;
-#[path = "kubernetes_api/unreliable.rs"]
-mod unreliable;
 #[path = "kubernetes_api/rendered.rs"]
 mod rendered;
+#[path = "kubernetes_api/unreliable.rs"]
+mod unreliable;
 
 use std::{
     collections::BTreeSet,
