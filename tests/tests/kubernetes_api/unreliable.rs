@@ -21,6 +21,8 @@ use super::Lab as Api;
 
 const SOON: Duration = Duration::from_secs(30);
 const ECHO: SocketAddrV4 = SocketAddrV4::new(SERVER, 9000);
+/// How long an agent may take to find a connection dead.
+const SILENCE: Duration = Duration::from_secs(150);
 const CONNECTIONS: usize = 4;
 const STAYS: &str = "shop/stays";
 const GOES: &str = "shop/goes";
@@ -126,6 +128,13 @@ impl Bed {
             ensure!(problems.contains(words), "{problems}");
             Ok(())
         })
+    }
+
+    /// Ends it: no connection was lost.
+    fn end(mut self) -> Result<()> {
+        let talks = self.chatter.finish()?;
+        ensure!(talks.len() == CONNECTIONS);
+        self.agent.terminate()
     }
 
     async fn arrive(&self, path: &str, number: u8) -> Result<()> {
@@ -243,6 +252,21 @@ async fn events_come_twice(bed: &Bed) -> Result<()> {
     bed.stays()
 }
 
+/// Connections stay, and nothing comes: it is noticed when not even a bookmark came for a while.
+async fn silence(lab: &Lab) -> Result<()> {
+    let bed = Bed::start(lab).await?;
+    bed.suffers(Fault::Silent)?;
+    eventually(SILENCE, "the agent to notice", || {
+        let problems = bed.agent.status()?.problems();
+        ensure!(problems.contains("has not answered since"), "{problems}");
+        Ok(())
+    })?;
+    bed.stays()?;
+    bed.proxy.set(Fault::None);
+    bed.well()?;
+    bed.end()
+}
+
 async fn faults(lab: &Lab) -> Result<()> {
     let mut bed = Bed::start(lab).await?;
     watches_expire(&bed, Fault::Gone).await?;
@@ -251,13 +275,11 @@ async fn faults(lab: &Lab) -> Result<()> {
     the_server_forgets(&mut bed).await?;
     the_server_is_slow(&mut bed).await?;
     events_come_twice(&bed).await?;
-    let talks = bed.chatter.finish()?;
-    ensure!(talks.len() == CONNECTIONS);
-    bed.agent.terminate()
+    bed.end()
 }
 
-#[test]
-fn pods_outlive_whatever_the_api_server_does() -> Result<()> {
+/// Runs a test where the API server and the proxy listen: on the node.
+fn on_node(test: impl AsyncFnOnce(&Lab) -> Result<()> + Send) -> Result<()> {
     let lab = lab::pods(3).build()?;
     let _servers = (
         TcpEcho::start(&lab.server, ECHO)?,
@@ -266,7 +288,16 @@ fn pods_outlive_whatever_the_api_server_does() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    // The API server listens where it is started, and is asked from there.
-    lab.node.enter(|| runtime.block_on(faults(&lab)))??;
+    lab.node.enter(|| runtime.block_on(test(&lab)))??;
     lab.finish()
+}
+
+#[test]
+fn pods_outlive_whatever_the_api_server_does() -> Result<()> {
+    on_node(faults)
+}
+
+#[test]
+fn a_silent_api_server_is_noticed() -> Result<()> {
+    on_node(silence)
 }
