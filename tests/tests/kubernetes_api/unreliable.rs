@@ -137,6 +137,14 @@ impl Bed {
         self.agent.terminate()
     }
 
+    /// A pod comes, is served, and goes again.
+    async fn another_comes_and_goes(&self) -> Result<()> {
+        self.arrive(COMES, 13).await?;
+        self.serves(COMES)?;
+        self.api.delete(COMES).await?;
+        self.serves_no_longer(COMES)
+    }
+
     async fn arrive(&self, path: &str, number: u8) -> Result<()> {
         self.api.pod(path, 1, number, "office").await
     }
@@ -162,10 +170,7 @@ async fn watches_expire(bed: &Bed, fault: Fault) -> Result<()> {
     let lists = bed.proxy.lists() - lists;
     ensure!(lists < LISTS, "{lists} lists in {:?}", begun.elapsed());
     bed.was_quiet(&quiet)?;
-    bed.arrive(COMES, 13).await?;
-    bed.serves(COMES)?;
-    bed.api.delete(COMES).await?;
-    bed.serves_no_longer(COMES)?;
+    bed.another_comes_and_goes().await?;
     bed.was_well(&quiet)?;
     bed.proxy.set(Fault::None);
     bed.stays()
@@ -223,10 +228,7 @@ async fn the_server_is_slow(bed: &mut Bed) -> Result<()> {
     let quiet = bed.suffers(Fault::Slow(Duration::from_secs(2)))?;
     thread::sleep(QUIET);
     bed.was_quiet(&quiet)?;
-    bed.arrive(COMES, 13).await?;
-    bed.serves(COMES)?;
-    bed.api.delete(COMES).await?;
-    bed.serves_no_longer(COMES)?;
+    bed.another_comes_and_goes().await?;
     bed.was_well(&quiet)?;
     // An agent that starts now serves what was pinned until it has listed all.
     bed.agent.kill()?;
@@ -240,10 +242,7 @@ async fn the_server_is_slow(bed: &mut Bed) -> Result<()> {
 /// Each event comes twice, deletions as well.
 async fn events_come_twice(bed: &Bed) -> Result<()> {
     let quiet = bed.suffers(Fault::Twice)?;
-    bed.arrive(COMES, 13).await?;
-    bed.serves(COMES)?;
-    bed.api.delete(COMES).await?;
-    bed.serves_no_longer(COMES)?;
+    bed.another_comes_and_goes().await?;
     bed.was_well(&quiet)?;
     let quiet = bed.suffers(Fault::Twice)?;
     thread::sleep(QUIET);
