@@ -1,4 +1,5 @@
-//! The programs of Kubernetes, etcd and Helm: those that somebody names, or built once from the Go modules pinned in go.mod.
+//! The programs of Kubernetes, etcd and Helm: those that somebody names, or built once from the Go modules pinned in
+//! go.mod.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
