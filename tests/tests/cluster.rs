@@ -32,9 +32,12 @@ impl Pod {
     fn on(cluster: &Cluster, number: u8) -> Result<Self> {
         let query = "-o jsonpath={.items[*].metadata.name},{.items[*].status.podIP}";
         let node = cluster.node(number)?.name();
-        let found = cluster.kubectl(&format!(
-            "get pods -l app=web --field-selector spec.nodeName={node} {query}"
-        ))?;
+        let pods = format!("pods -l app=web --field-selector spec.nodeName={node}");
+        // A rollout may be taken for complete before every node has its pod.
+        eventually(PATIENCE, "a pod that is ready", || {
+            cluster.kubectl(&format!("wait --for=condition=Ready --timeout=10s {pods}"))
+        })?;
+        let found = cluster.kubectl(&format!("get {pods} {query}"))?;
         let (name, address) = found.split_once(',').context("no answer")?;
         let address = address
             .parse()
