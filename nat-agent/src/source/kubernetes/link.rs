@@ -12,6 +12,8 @@ use crate::facts::{Facts, Kind};
 pub enum Missing {
     /// No route leads to the pod.
     Route,
+    /// The pod is leaving, and the link that it had is gone.
+    Gone,
     /// The runtime has made this link for it, which is not seen yet.
     Unseen(u32),
     /// The route leads to a link that pods are not behind.
@@ -37,7 +39,7 @@ impl Missing {
     pub const fn sought(&self) -> Option<u32> {
         match self {
             Self::Neighbour { ifindex, .. } | Self::Port { ifindex, .. } => Some(*ifindex),
-            Self::Route | Self::Unseen(_) | Self::NotPods(_) => None,
+            Self::Route | Self::Gone | Self::Unseen(_) | Self::NotPods(_) => None,
         }
     }
 }
@@ -46,6 +48,7 @@ impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Route => f.write_str("no route leads to it yet"),
+            Self::Gone => f.write_str("it is leaving, and its link is gone"),
             Self::Unseen(link) => write!(f, "link number {link} of this node is not seen yet"),
             Self::NotPods(link) => write!(f, "its route leads to {link}, which is no veth"),
             Self::Neighbour { bridge, .. } => {
@@ -65,13 +68,23 @@ impl fmt::Display for Missing {
 ///
 /// Why it is not known yet.
 pub fn host_side(address: Ipv4Addr, facts: &Facts, known: Option<u32>) -> Result<String, Missing> {
-    find(address, facts).or_else(|missing| {
-        let veth = facts
-            .links
-            .iter()
-            .find(|(_, link)| Some(link.ifindex) == known && link.kind == Kind::Veth);
-        veth.map(|(name, _)| name.clone()).ok_or(missing)
-    })
+    find(address, facts).or_else(|missing| kept(known, facts).map_err(|_| missing))
+}
+
+/// The link that a pod had, if it still exists. A leaving pod gets no other: its address may be
+/// another's already, and the way to it lead there.
+///
+/// # Errors
+///
+/// It had none, or that is gone.
+pub fn kept(known: Option<u32>, facts: &Facts) -> Result<String, Missing> {
+    let (name, kind) = known
+        .and_then(|known| named(known, facts))
+        .ok_or(Missing::Gone)?;
+    match kind {
+        Kind::Veth => Ok(name.to_owned()),
+        Kind::Nic | Kind::Virtual => Err(Missing::Gone),
+    }
 }
 
 /// The veth among links that the runtime has made or used for a pod; `None` if there is none.

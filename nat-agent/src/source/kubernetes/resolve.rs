@@ -378,6 +378,9 @@ impl Resolver<'_> {
         }
         let known = self.known(&pod.path(), source);
         let known = known.map(|client| client.entry.ifindex);
+        if pod.leaving {
+            return link::kept(known, self.input.facts);
+        }
         let found = link::host_side(source, self.input.facts, known);
         if let Err(missing) = &found {
             let sought = missing.sought().map(|ifindex| (ifindex, source));

@@ -639,6 +639,27 @@ fn a_reused_address_is_taken_from_the_old_pod_before_the_new_one_gets_it() {
     assert_eq!(lab.state.clients["shop/new"].entry.ifindex, 108);
 }
 
+/// Before the API shows the new pod's address, too: what it sends must not leave as the old one.
+#[test]
+fn a_leaving_client_does_not_lend_its_egress_address() {
+    let mut lab = Lab::new();
+    let address = lab.pod("shop/old", 7, "office").address().unwrap();
+    lab.run();
+    lab.known_pod("shop/old").leaving = true;
+    lab.facts.ways.routes.clear();
+    lab.run();
+    assert_eq!(lab.state.clients["shop/old"].entry.ifindex, 107);
+    lab.link("veth8", 108, Kind::Veth);
+    lab.facts.ways.routes.insert(address.into(), 108);
+    for links in [107, 0] {
+        let (resolved, _) = lab.run();
+        assert_eq!(lab.state.clients["shop/old"].entry.ifindex, links);
+        let told = (links == 0).then_some("WaitingForLink");
+        assert_eq!(reason(&resolved, "shop/old"), told);
+        lab.facts.links.remove("veth7");
+    }
+}
+
 #[test]
 fn a_pod_of_the_same_name_and_another_address_is_purged_first() {
     let mut lab = Lab::new();
