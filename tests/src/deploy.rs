@@ -2,12 +2,16 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::cluster::{Cluster, Node};
 use crate::image::{self, Image};
+use crate::process::eventually;
 
+/// How long a node's agent may take to be ready.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Where the agent lives in a cluster.
 pub const NAMESPACE: &str = "natctl-system";
 /// The namespace of deploy/example.
@@ -34,7 +38,14 @@ pub fn wait(cluster: &Cluster) -> Result<()> {
     cluster.kubectl(&format!(
         "-n {NAMESPACE} rollout status daemonset/nat-agent --timeout=180s"
     ))?;
-    Ok(())
+    // It may be taken for complete before every node has its pod.
+    eventually(PATIENCE, "every node's agent", || {
+        let line = "get daemonset nat-agent -o jsonpath={.status.numberReady}";
+        let ready = cluster.kubectl(&format!("-n {NAMESPACE} {line}"))?;
+        let nodes = cluster.nodes().count().to_string();
+        ensure!(ready == nodes, "{ready} of {nodes} are ready");
+        Ok(())
+    })
 }
 
 /// Applies deploy/example and waits until its pods run.
