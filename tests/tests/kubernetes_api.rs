@@ -14,6 +14,7 @@ mod unreliable;
 
 use std::{
     collections::BTreeSet,
+    fs,
     net::{IpAddr, Ipv4Addr},
     time::Duration,
 };
@@ -22,6 +23,7 @@ use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::{
     core::v1::{Namespace, Node, Pod},
     events::v1::Event,
+    rbac::v1::ClusterRole,
 };
 use kube::{
     Api, Client, ResourceExt,
@@ -39,8 +41,8 @@ use nat_agent::{
     },
 };
 use nat_tests::{
-    api_server::{self, ADMIN, AGENT, Server, eventually, manifests, patch_status},
-    cluster,
+    api_server::{self, ADMIN, AGENT, Request, Server, eventually, manifests, patch_status},
+    cluster, deploy,
 };
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -427,6 +429,25 @@ async fn pods_are_followed_and_told() -> Result<()> {
             !agent.state.clients.contains_key("shop/web-0")
         })
         .await?;
+    has_the_rights_that_it_uses(&lab.server)
+}
+
+/// deploy/ gives the agent no right that it does not use, and it asks for nothing else.
+fn has_the_rights_that_it_uses(server: &Server) -> Result<()> {
+    let text = fs::read_to_string(deploy::manifests("base/rbac.yaml"))?;
+    let role: ClusterRole = serde_saphyr::from_str(&text)?;
+    let mut granted = BTreeSet::new();
+    for rule in role.rules.into_iter().flatten() {
+        for resource in rule.resources.into_iter().flatten() {
+            let verbs = rule.verbs.iter().cloned();
+            granted.extend(verbs.map(|verb| Request {
+                verb,
+                resource: resource.clone(),
+            }));
+        }
+    }
+    let used: BTreeSet<Request> = server.requests()?.into_iter().collect();
+    ensure!(used == granted, "used {used:?}, granted {granted:?}");
     Ok(())
 }
 
