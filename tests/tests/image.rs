@@ -15,6 +15,8 @@ use sha2::{Digest, Sha256};
 use tar::{Archive, Entry, EntryType};
 
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Where buildah notes what it has seen, wherever its images are.
+const NOTES: &str = "/var/lib/containers/cache";
 /// What a pod made of the image depends on, and is nobody's own.
 const CONFIGURATION: [&str; 6] = ["Cmd", "Entrypoint", "Env", "User", "Volumes", "WorkingDir"];
 
@@ -40,6 +42,8 @@ struct Buildah {
     directory: PathBuf,
     /// Without a way out: nothing can be fetched.
     nowhere: Netns,
+    /// Nobody on this machine has used it before: nothing of it stays.
+    first: bool,
 }
 
 impl Buildah {
@@ -60,6 +64,11 @@ impl Buildah {
 impl Drop for Buildah {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.directory);
+        if self.first {
+            let _ = fs::remove_dir_all(NOTES);
+            // Only if nothing else is there.
+            let _ = Path::new(NOTES).parent().map(fs::remove_dir);
+        }
     }
 }
 
@@ -138,6 +147,7 @@ fn the_dockerfile_makes_the_same_image() -> Result<()> {
     let name = format!("natimg-{}", std::process::id());
     let buildah = Buildah {
         nowhere: Netns::create(&name)?,
+        first: !Path::new(NOTES).exists(),
         directory: std::env::temp_dir().join(name),
     };
     let directory = buildah.directory.join("image");
