@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 const TCP: SocketAddrV4 = SocketAddrV4::new(OUTSIDE, 9000);
 const UDP: SocketAddrV4 = SocketAddrV4::new(OUTSIDE, 9001);
 const EGRESS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 20);
-/// In each way of starting them, of which there are two on routed pods and four on bridged ones.
+/// In each way of starting them, of which there are three on routed pods and four on bridged ones.
 const PODS: usize = 34;
 /// All of them, on a machine that does other things as well.
 const PATIENCE: Duration = Duration::from_secs(240);
