@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 /// What `natctl status -o json` says.
@@ -44,6 +44,12 @@ impl Status {
     /// The health in a word.
     pub fn health(&self) -> &str {
         self.0["health"]["state"].as_str().unwrap_or_default()
+    }
+
+    /// Fails with what is wrong unless all is well.
+    pub fn is_well(&self) -> Result<()> {
+        ensure!(self.health() == "ok", "{}", self.problems());
+        Ok(())
     }
 
     /// What is wrong, in words.

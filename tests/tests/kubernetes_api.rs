@@ -41,13 +41,22 @@ use nat_agent::{
     },
 };
 use nat_tests::{
+    agent,
     api_server::{self, ADMIN, AGENT, Request, Server, eventually, manifests, patch_status},
-    cluster, deploy,
+    cluster, deploy, lab,
 };
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Runs a test where the API server listens, and is asked from there: on a lab's node.
+fn on_node(lab: &lab::Lab, test: impl AsyncFnOnce(&lab::Lab) -> Result<()> + Send) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    lab.node.enter(|| runtime.block_on(test(lab)))?
+}
 
 /// An API server with the manifests of deploy/, two nodes and two namespaces.
 struct Lab {
@@ -121,6 +130,12 @@ impl Lab {
         let at_once = DeleteParams::default().grace_period(0);
         self.pods(namespace).delete(name, &at_once).await?;
         Ok(())
+    }
+
+    /// The whole agent of the first node, which is the lab's.
+    fn agent_on(&self, lab: &lab::Lab, node_file: &str) -> Result<agent::Agent> {
+        let kubeconfig = fs::read_to_string(self.server.kubeconfig(AGENT)?)?;
+        agent::Agent::start_on(lab, node_file, "n1", &kubeconfig)
     }
 
     fn agent(&self, node: u8) -> Result<Agent> {

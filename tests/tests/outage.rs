@@ -140,11 +140,7 @@ fn an_outage(cluster: &Cluster, bed: &Bed<'_>) -> Result<()> {
     bed.wait_for_problem("what was pinned is served as it was")?;
     bed.goes_on()?;
     cluster.start_control_plane()?;
-    eventually(PATIENCE, "all to be well", || {
-        let status = bed.status()?;
-        ensure!(status.health() == "ok", "{}", status.problems());
-        Ok(())
-    })?;
+    eventually(PATIENCE, "all to be well", || bed.status()?.is_well())?;
     bed.goes_on()
 }
 

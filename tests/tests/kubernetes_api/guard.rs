@@ -2,7 +2,6 @@
 //! lab, whose pods are namespaces behind veths; agent, programs and rules are the real ones.
 
 use std::{
-    fs,
     net::{Ipv4Addr, SocketAddrV4},
     time::Duration,
 };
@@ -10,14 +9,13 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use nat_tests::{
     agent::Agent,
-    api_server::AGENT,
     lab::{self, BEYOND, EGRESS, Host, Lab, NODE, PodNetwork, SERVER},
     process::eventually,
     programs::{self, UdpEcho},
 };
 use serde_json::json;
 
-use super::Lab as Api;
+use super::{Lab as Api, on_node};
 
 const SOON: Duration = Duration::from_secs(20);
 const PORT: u16 = 9000;
@@ -46,8 +44,7 @@ impl<'a> Bed<'a> {
         api.pool("office", pool).await?;
         api.pod("shop/asks", 1, 11, "office").await?;
         api.pod("shop/asks-not", 1, 12, "none").await?;
-        let kubeconfig = fs::read_to_string(api.server.kubeconfig(AGENT)?)?;
-        let agent = Agent::start_on(lab, NODE_FILE, "n1", &kubeconfig)?;
+        let agent = api.agent_on(lab, NODE_FILE)?;
         // It stands before anything else does: nothing may get out from here on.
         eventually(SOON, "the guard", || {
             ensure!(
@@ -148,11 +145,7 @@ fn on(network: PodNetwork) -> Result<()> {
     lab.sniffer().allow(lab.hosts[1].address);
     lab.sniffer().allow_toward(BEYOND);
     let _echo = UdpEcho::start(&lab.server, SocketAddrV4::new(SERVER, PORT))?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    // The API server listens where it is started, and is asked from there.
-    lab.node.enter(|| runtime.block_on(guard(&lab)))??;
+    on_node(&lab, guard)?;
     lab.finish()
 }
 

@@ -12,14 +12,13 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use nat_tests::{
     agent::Agent,
-    api_server::AGENT,
     lab::{self, BEYOND, EGRESS, Lab, NODE},
     process::eventually,
     programs::{self, UdpEcho},
 };
 use serde_json::json;
 
-use super::Lab as Api;
+use super::{Lab as Api, on_node};
 
 const SOON: Duration = Duration::from_secs(20);
 const ECHO: SocketAddrV4 = SocketAddrV4::new(BEYOND, 9000);
@@ -38,8 +37,7 @@ impl<'a> Bed<'a> {
         let pool = json!({"addresses": [EGRESS[0]], "allowedNamespaces": {}});
         api.pool("office", pool).await?;
         api.pod("shop/web-0", 1, 11, "office").await?;
-        let kubeconfig = fs::read_to_string(api.server.kubeconfig(AGENT)?)?;
-        let agent = Agent::start_on(lab, START, "n1", &kubeconfig)?;
+        let agent = api.agent_on(lab, START)?;
         let bed = Self { agent, api, lab };
         bed.is_seen_as(EGRESS[0])?;
         Ok(bed)
@@ -76,11 +74,7 @@ impl<'a> Bed<'a> {
     }
 
     fn is_well(&self) -> Result<()> {
-        eventually(SOON, "all to be well", || {
-            let status = self.agent.status()?;
-            ensure!(status.health() == "ok", "{}", status.problems());
-            Ok(())
-        })
+        eventually(SOON, "all to be well", || self.agent.status()?.is_well())
     }
 
     /// The file is refused for this reason, and a pod that comes now is served all the same.
@@ -169,10 +163,6 @@ fn the_nodes_file_is_watched() -> Result<()> {
         .ip(&format!("route add 10.244.0.0/16 via {NODE}"))?;
     lab.sniffer().allow_toward(BEYOND);
     let _echo = UdpEcho::start(&lab.server, ECHO)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    // The API server listens where it is started, and is asked from there.
-    lab.node.enter(|| runtime.block_on(changes(&lab)))??;
+    on_node(&lab, changes)?;
     lab.finish()
 }

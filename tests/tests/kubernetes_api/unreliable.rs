@@ -17,7 +17,7 @@ use nat_tests::{
 };
 use serde_json::{Value, json};
 
-use super::Lab as Api;
+use super::{Lab as Api, on_node};
 
 const SOON: Duration = Duration::from_secs(30);
 const ECHO: SocketAddrV4 = SocketAddrV4::new(SERVER, 9000);
@@ -104,11 +104,7 @@ impl Bed {
     }
 
     fn well(&self) -> Result<()> {
-        eventually(SOON, "all to be well", || {
-            let status = self.agent.status()?;
-            ensure!(status.health() == "ok", "{}", status.problems());
-            Ok(())
-        })
+        eventually(SOON, "all to be well", || self.agent.status()?.is_well())
     }
 
     fn serves(&self, path: &str) -> Result<()> {
@@ -277,17 +273,14 @@ async fn faults(lab: &Lab) -> Result<()> {
     bed.end()
 }
 
-/// Runs a test where the API server and the proxy listen: on the node.
-fn on_node(test: impl AsyncFnOnce(&Lab) -> Result<()> + Send) -> Result<()> {
+/// Runs a test in a lab of three pods, with servers for them.
+fn in_a_lab(test: impl AsyncFnOnce(&Lab) -> Result<()> + Send) -> Result<()> {
     let lab = lab::pods(3).build()?;
     let _servers = (
         TcpEcho::start(&lab.server, ECHO)?,
         UdpEcho::start(&lab.server, ECHO)?,
     );
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    lab.node.enter(|| runtime.block_on(test(&lab)))??;
+    on_node(&lab, test)?;
     lab.finish()
 }
 
@@ -295,8 +288,8 @@ fn on_node(test: impl AsyncFnOnce(&Lab) -> Result<()> + Send) -> Result<()> {
 #[test]
 fn pods_outlive_whatever_the_api_server_does() -> Result<()> {
     thread::scope(|scope| {
-        let silent = scope.spawn(|| on_node(silence).context("silence"));
-        let others = on_node(faults);
+        let silent = scope.spawn(|| in_a_lab(silence).context("silence"));
+        let others = in_a_lab(faults);
         silent
             .join()
             .map_err(|_| anyhow!("silence panicked"))?
